@@ -1,0 +1,1 @@
+"""Record every write to a Redis or Valkey server, and bring any moment back."""
