@@ -1,0 +1,1 @@
+"""The replication protocol, both ends of it, with no I/O."""
