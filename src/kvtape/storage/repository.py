@@ -1,0 +1,140 @@
+"""The repository: a store that says of itself what it is, with one folder a source."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kvtape.errors import IdentityError, RepositoryError, UsageError
+from kvtape.storage.store import Store, open_store
+from kvtape.tape import catalogue, documents
+from kvtape.tape.catalogue import Catalogue
+from kvtape.tape.names import REPOSITORY_DOCUMENT, SOURCE_DOCUMENT, SOURCE_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """An existing repository. All calls block."""
+
+    store: Store
+    id: str
+
+    def sources(self) -> dict[str, documents.Source]:
+        """Return what is recorded here, by name."""
+        found = {}
+        for path in self.store.list(depth=2):
+            name, _, rest = path.partition("/")
+            if rest == SOURCE_DOCUMENT:
+                document = self.store.read(path)
+                found[name] = documents.decode(documents.Source, document, path)
+        return found
+
+    def source(self, name: str | None = None) -> SourceFolder:
+        """Return one source's folder; name may be left out where there is but one."""
+        sources = self.sources()
+        if name is None:
+            if len(sources) != 1:
+                raise UsageError(
+                    f"{self.store.url} holds {_listed(sources)}: say which by --source"
+                )
+            name = next(iter(sources))
+        elif name not in sources:
+            raise UsageError(
+                f"{self.store.url} holds no source {name!r}, but {_listed(sources)}"
+            )
+        return SourceFolder(self.store, name)
+
+    def add_source(self, source: documents.Source) -> SourceFolder:
+        """Create a source's folder, if it is not there."""
+        if SOURCE_NAME.fullmatch(source.name) is None:
+            raise UsageError(
+                f"{source.name!r} cannot be a source's name: use letters, digits, "
+                "dots, dashes and underscores"
+            )
+        if source.name not in self.sources():
+            path = f"{source.name}/{SOURCE_DOCUMENT}"
+            self.store.put(path, documents.encode(source))
+        return SourceFolder(self.store, source.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFolder:
+    """What is stored of one source. Paths are those of kvtape.tape.names."""
+
+    store: Store
+    name: str
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.store.url}/{self.name}"
+
+    def list(self) -> dict[str, int]:
+        """Return the path and length of everything that is stored."""
+        prefix = f"{self.name}/"
+        listing = self.store.list(prefix)
+        return {path.removeprefix(prefix): size for path, size in listing.items()}
+
+    def read(self, path: str) -> bytes:
+        """Return a whole object."""
+        return self.store.read(f"{self.name}/{path}")
+
+    def open(self, path: str) -> BinaryIO:
+        """Open an object for reading."""
+        return self.store.open(f"{self.name}/{path}")
+
+    def put(self, path: str, source: Path | bytes) -> None:
+        """Write an object."""
+        self.store.put(f"{self.name}/{path}", source)
+
+    def catalogue(self) -> Catalogue:
+        """Return what the folder holds now."""
+        listing = self.list()
+        return catalogue.build(listing, read_documents(self, listing))
+
+
+def read_documents(
+    folder: SourceFolder, listing: Mapping[str, int]
+) -> dict[str, bytes]:
+    """Return the documents that a catalogue of this listing needs, by path."""
+    return {path: folder.read(path) for path in catalogue.documents_of(listing)}
+
+
+def open_repository(url: str) -> Repository:
+    """Open a repository that is there."""
+    store = open_store(url)
+    try:
+        content = store.read(REPOSITORY_DOCUMENT)
+    except FileNotFoundError:
+        if store.list(depth=2):
+            raise IdentityError(
+                f"{store.url} is no kvtape repository: it has no {REPOSITORY_DOCUMENT}"
+            ) from None
+        raise RepositoryError(
+            f"there is no repository at {store.url}; kvtape record creates one"
+        ) from None
+    document = documents.decode(documents.Repository, content, REPOSITORY_DOCUMENT)
+    if document.format != documents.FORMAT_VERSION:
+        raise IdentityError(
+            f"{store.url} has format version {document.format}, and this kvtape knows "
+            f"{documents.FORMAT_VERSION}: use a newer kvtape"
+        )
+    return Repository(store, document.id)
+
+
+def create_repository(url: str, now: int) -> Repository:
+    """Open a repository, and create it where there is nothing yet. now is in ms."""
+    store = open_store(url)
+    if not store.list(depth=2):
+        document = documents.Repository(
+            documents.FORMAT_VERSION, uuid.uuid4().hex, created=now
+        )
+        store.put(REPOSITORY_DOCUMENT, documents.encode(document))
+    return open_repository(url)
+
+
+def _listed(sources: Mapping[str, object]) -> str:
+    return f"the sources {', '.join(sorted(sources))}" if sources else "no source yet"

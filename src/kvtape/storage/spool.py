@@ -1,0 +1,308 @@
+"""The spool: what is recorded and not yet in the repository, on the local disk.
+
+The folder is the queue. It holds
+
+    lock                    taken by the agent that records
+    spool.json              which repository and source it belongs to
+    full-resyncs.json       when full resyncs were begun, to limit them across restarts
+    recording/stream.seg    the segment that is being written
+    recording/rdb.zst       the snapshot that is being received
+    queue/…                 what waits to be uploaded, under its name in the repository
+
+A segment in recording/ is a segment file that lacks its ending, so that starting up is
+crash recovery and nothing else: scan the frames, cut what follows the last whole one,
+go on. A snapshot in recording/ is worth nothing after a crash, since the rest of it
+will never come, and is deleted. What is in queue/ is whole: it got there by rename,
+synced before and after.
+
+All calls block, and are made by one thread at a time. A full disk raises OSError from
+any of them; what was synced before stays good, and recover() finds it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from kvtape.errors import IdentityError, RepositoryError
+from kvtape.storage.store import LocalStore, make_folder, sync_folder
+from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
+from kvtape.tape.segment import (
+    NEED_DATA,
+    Frame,
+    Header,
+    Parser,
+    SegmentError,
+    Writer,
+)
+
+_PIECE = 1024 * 1024
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """spool.json."""
+
+    repository: str
+    source: str
+
+
+@dataclass(slots=True)
+class OpenSegment:
+    """The segment that is being written: a file and what is in it."""
+
+    writer: Writer
+    file: FileIO
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes so far."""
+        return self.file.tell()
+
+
+class Spool:
+    """One agent's spool folder. Entering it takes the lock; leaving releases it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.segment: OpenSegment | None = None
+        self._recording = self.folder / "recording"
+        self._stream = self._recording / "stream.seg"
+        self._queue = LocalStore(self.folder / "queue")
+        self._lock: int | None = None
+
+    def open(self, repository: str, source: str) -> None:
+        """Take the lock, and make sure that what is here belongs to the source."""
+        make_folder(self._recording)
+        make_folder(self._queue.folder)
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise RepositoryError(
+                f"another kvtape records with the spool {self.folder}: stop it first, "
+                "or give this one another --spool"
+            ) from None
+        self._claim(_Identity(repository, source))
+        for leftover in self._recording.iterdir():
+            if leftover != self._stream:
+                leftover.unlink()
+        for folder, _, _ in os.walk(self._queue.folder, topdown=False):
+            # Folders of days gone by; removing them while recording would be a race.
+            if folder != str(self._queue.folder) and not os.listdir(folder):  # noqa: PTH208
+                Path(folder).rmdir()
+
+    def close(self) -> None:
+        """Release the lock. The segment stays for the next start to recover."""
+        if self.segment is not None:
+            self.segment.file.close()
+            self.segment = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self, identity: _Identity) -> None:
+        path = self.folder / "spool.json"
+        if not path.exists():
+            replace_file(path, msgspec.json.encode(identity))
+        found = msgspec.json.decode(path.read_bytes(), type=_Identity)
+        if found != identity:
+            raise IdentityError(
+                f"the spool {self.folder} holds what was recorded of {found.source!r} "
+                f"for the repository {found.repository}: give this recording another "
+                "--spool"
+            )
+
+    # The segment that is being written.
+
+    def recover(self) -> Iterator[Frame]:
+        """Open the segment that a crash or a stop left; yield its frames.
+
+        What follows the last whole frame is cut off when the caller has taken them
+        all. A file without a single frame is deleted.
+        """
+        self.forget()
+        if not self._stream.exists():
+            return
+        self._truncate(self._good_length())
+        parser = Parser()
+        with self._stream.open("rb") as file:
+            while piece := file.read(_PIECE):
+                parser.receive_data(piece)
+                while (part := parser.next_part()) is not NEED_DATA:
+                    if isinstance(part, Frame):
+                        yield part
+        if parser.writer is None or parser.writer.frames == 0:
+            self._stream.unlink()
+            sync_folder(self._recording)
+            return
+        file = self._stream.open("r+b", buffering=0)
+        file.seek(parser.position)
+        self.segment = OpenSegment(parser.writer, file)
+
+    def _good_length(self) -> int:
+        """Return where the whole frames end; a torn write was never synced."""
+        parser = Parser()
+        good = 0
+        with self._stream.open("rb") as file:
+            while piece := file.read(_PIECE):
+                parser.receive_data(piece)
+                try:
+                    while (part := parser.next_part()) is not NEED_DATA:
+                        if isinstance(part, Frame):
+                            # After a power cut, the facts may be there and the bytes
+                            # they speak of may not: pages are not written in order.
+                            part.stream()
+                        if isinstance(part, Header | Frame):
+                            good = parser.position
+                except SegmentError:
+                    break
+        return good
+
+    def _truncate(self, length: int) -> None:
+        with self._stream.open("r+b") as file:
+            file.truncate(length)
+            os.fsync(file.fileno())
+
+    def begin_segment(self, header: Header) -> OpenSegment:
+        """Begin a segment. Nothing is synced until sync()."""
+        writer = Writer(header)
+        # Unbuffered, so that an error is of the call that made it, and closing after
+        # one does not write again.
+        file = self._stream.open("w+b", buffering=0)
+        self.segment = segment = OpenSegment(writer, file)
+        self.append(writer.header_bytes())
+        return segment
+
+    def append(self, data: bytes) -> None:
+        """Append frames of the segment's writer to the file."""
+        file, view = self._open_segment().file, memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+    def sync(self) -> None:
+        """Make everything that was appended durable."""
+        os.fsync(self._open_segment().file.fileno())
+
+    def seal(self) -> SegmentName:
+        """Finish the segment, which must be at a boundary, and queue it."""
+        segment = self._open_segment()
+        writer = segment.writer
+        self.append(writer.ending())
+        self.sync()
+        segment.file.close()
+        first = writer.last if writer.first is None else writer.first
+        header = writer.header
+        name = SegmentName(header.replid, header.start, writer.end, first, writer.last)
+        self._enqueue(self._stream, name.path)
+        self.segment = None
+        return name
+
+    def cut_to_boundary(self) -> None:
+        """Drop the frames after the segment's last boundary: an unfinished command."""
+        boundary = self._open_segment().writer.boundary
+        self.forget()
+        parser = Parser()
+        parser.receive_data(self._stream.read_bytes())
+        length = 0
+        while (part := parser.next_part()) is not NEED_DATA:
+            whole = isinstance(part, Frame) and part.facts.end <= boundary
+            if isinstance(part, Header) or whole:
+                length = parser.position
+        self._truncate(length)
+
+    def forget(self) -> None:
+        """Close the segment's file, after an error; recover() opens it again."""
+        if self.segment is not None:
+            self.segment.file.close()
+            self.segment = None
+
+    def _open_segment(self) -> OpenSegment:
+        if self.segment is None:
+            raise RuntimeError("no segment is open")
+        return self.segment
+
+    # The queue.
+
+    def begin_snapshot(self) -> BinaryIO:
+        """Open the file for a snapshot's compressed RDB."""
+        return (self._recording / "rdb.zst").open("wb")
+
+    def queue_snapshot(self, name: SnapshotName) -> None:
+        """Queue the RDB file, which must be closed and synced."""
+        self._enqueue(self._recording / "rdb.zst", name.rdb)
+
+    def drop_snapshot(self) -> None:
+        """Delete the RDB file of a snapshot that did not become whole."""
+        (self._recording / "rdb.zst").unlink(missing_ok=True)
+
+    def queue_document(self, path: str, content: bytes) -> None:
+        """Queue a document."""
+        replace_file(self._recording / "document.json", content)
+        self._enqueue(self._recording / "document.json", path)
+
+    def _enqueue(self, file: Path, path: str) -> None:
+        target = self._queue.folder / path
+        make_folder(target.parent)
+        file.rename(target)
+        sync_folder(target.parent)
+        sync_folder(self._recording)
+
+    def queued(self) -> dict[str, int]:
+        """Return what waits to be uploaded, in the order to upload it, with lengths."""
+        listing = self._queue.list()
+        return {path: listing[path] for path in sorted(listing, key=_upload_order)}
+
+    def queued_file(self, path: str) -> Path:
+        """Return where a queued object is."""
+        return self._queue.folder / path
+
+    def dequeue(self, path: str) -> None:
+        """Delete what is in the repository now."""
+        self.queued_file(path).unlink()
+
+    # The limit on full resyncs.
+
+    def full_resyncs(self) -> list[int]:
+        """Return when full resyncs were begun with this spool, in ms."""
+        path = self.folder / "full-resyncs.json"
+        if not path.exists():
+            return []
+        return msgspec.json.decode(path.read_bytes(), type=list[int])
+
+    def note_full_resyncs(self, times: list[int]) -> None:
+        """Remember when full resyncs were begun."""
+        replace_file(self.folder / "full-resyncs.json", msgspec.json.encode(times))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file whole, durably, or leave the one that was there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def _upload_order(path: str) -> tuple[int, int, str]:
+    """Order the queue: what explains comes first, what commits comes last."""
+    match parse(path):
+        case HistoryName():
+            return 0, 0, path
+        case SegmentName() as segment:
+            return 1, segment.first, path
+        case SnapshotName() as snapshot:
+            return 2, snapshot.time, "" if path == snapshot.rdb else path
+        case _:
+            return 3, 0, path

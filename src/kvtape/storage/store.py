@@ -1,0 +1,265 @@
+"""Where objects are kept: a folder, or anything that fsspec reaches.
+
+Objects are written once, whole or not at all, and never changed. Two writers are here
+and not one, because fsspec's own for the local disk never calls fsync: an object in a
+folder is written beside its place, synced, and linked to its name, which fails if the
+name is taken. On an object store, uploading is atomic by itself; on the others (SFTP,
+SMB, …) an object is uploaded beside its place and renamed.
+
+All calls block. Errors of every store become RepositoryError here, so that nothing of
+fsspec's many backends is seen elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlsplit
+
+import fsspec
+
+from kvtape.errors import IdentityError, RepositoryError
+
+# Stores whose upload makes the whole object appear at once.
+_ATOMIC = frozenset(
+    {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"}
+)
+
+# Names that a listing leaves out: they are being written.
+_UNFINISHED = ".partial"
+
+_PIECE = 1024 * 1024
+
+
+class Store(Protocol):
+    """A tree of immutable objects. Paths are relative, with / between the parts."""
+
+    url: str  # for messages: never with a secret in it
+
+    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+        """Return the path and length of every object whose path begins with prefix.
+
+        prefix is empty or a folder with its /; no such folder is an empty one. depth
+        limits how many folders deep below it to look; 1 is its own objects.
+        """
+
+    def read(self, path: str) -> bytes:
+        """Return a whole object; FileNotFoundError if there is none."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open an object for reading; it can seek. FileNotFoundError if none."""
+
+    def put(self, path: str, source: Path | bytes) -> None:
+        """Write an object. One with the same content is fine, another is an error."""
+
+
+def open_store(url: str) -> Store:
+    """Return the store for a path or an fsspec URL. Nothing is created or read."""
+    scheme = urlsplit(url).scheme if "://" in url or "::" in url else ""
+    if scheme in ("", "file", "local"):
+        return LocalStore(Path(url.removeprefix(f"{scheme}://") or "/"))
+    return FsspecStore(url)
+
+
+class LocalStore:
+    """A folder of this machine, or one mounted on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.url = str(self.folder)
+
+    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+        """Return the path and length of every object under a folder."""
+        found = {}
+        top = self.folder / prefix
+        with _translated(self.url, "list"):
+            for folder, folders, files in os.walk(top, onerror=_raise):
+                if depth is not None:
+                    deeper = depth - 1 - len(Path(folder).relative_to(top).parts)
+                    folders[:] = folders if deeper > 0 else []
+                for name in files:
+                    if not name.endswith(_UNFINISHED):
+                        file = Path(folder, name)
+                        path = file.relative_to(self.folder).as_posix()
+                        found[path] = file.stat().st_size
+        return found
+
+    def read(self, path: str) -> bytes:
+        """Return a whole object."""
+        with _translated(f"{self.url}/{path}", "read"):
+            return (self.folder / path).read_bytes()
+
+    def open(self, path: str) -> BinaryIO:
+        """Open an object for reading."""
+        with _translated(f"{self.url}/{path}", "read"):
+            return (self.folder / path).open("rb")
+
+    def put(self, path: str, source: Path | bytes) -> None:
+        """Write an object, durably: when this returns, a power cut does not undo it."""
+        target = self.folder / path
+        partial = target.with_name(f".{target.name}{_UNFINISHED}")
+        with _translated(f"{self.url}/{path}", "write"):
+            make_folder(target.parent)
+            with _reading(source) as content, partial.open("wb") as file:
+                while piece := content.read(_PIECE):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                _name_once(partial, target)
+            except FileExistsError:
+                _must_be_same(self, path, source)
+            finally:
+                partial.unlink(missing_ok=True)
+            sync_folder(target.parent)
+
+
+class FsspecStore:
+    """Anything that fsspec reaches."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _without_secrets(url)
+        protocol = url.split("://", 1)[0].split("::", 1)[0]
+        self._is_atomic = protocol in _ATOMIC
+        try:
+            # Cached listings would hide what another process has just written.
+            filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise RepositoryError(
+                f"{self.url} needs a package that is not installed: {error}"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise RepositoryError(f"{self.url} is no place to store: {error}") from None
+        self._filesystem: Any = filesystem
+        self._root = root.rstrip("/")
+
+    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+        """Return the path and length of every object under a folder."""
+        folder = f"{self._root}/{prefix}".rstrip("/")
+        found: dict[str, int] = {}
+        with _translated(self.url, "list"):
+            self._filesystem.invalidate_cache()
+            # find() of a folder that is not there is empty on some stores only.
+            if not self._filesystem.exists(folder):
+                return found
+            objects = self._filesystem.find(folder, maxdepth=depth, detail=True)
+            for name, info in objects.items():
+                if info["type"] == "file" and not name.endswith(_UNFINISHED):
+                    # What find() returns begins with a / on some stores only.
+                    path = name.lstrip("/").removeprefix(self._root.lstrip("/"))
+                    found[path.lstrip("/")] = int(info["size"])
+        return found
+
+    def read(self, path: str) -> bytes:
+        """Return a whole object."""
+        with _translated(f"{self.url}/{path}", "read"):
+            content: bytes = self._filesystem.cat_file(f"{self._root}/{path}")
+        return content
+
+    def open(self, path: str) -> BinaryIO:
+        """Open an object for reading."""
+        with _translated(f"{self.url}/{path}", "read"):
+            file: BinaryIO = self._filesystem.open(f"{self._root}/{path}", "rb")
+        return file
+
+    def put(self, path: str, source: Path | bytes) -> None:
+        """Write an object; that it is durable then is the store's promise."""
+        target = f"{self._root}/{path}"
+        with _translated(f"{self.url}/{path}", "write"):
+            if self._filesystem.exists(target):
+                _must_be_same(self, path, source)
+                return
+            if self._is_atomic:
+                self._upload(source, target)
+            else:
+                folder = target.rpartition("/")[0]
+                self._filesystem.makedirs(folder, exist_ok=True)
+                self._upload(source, target + _UNFINISHED)
+                self._filesystem.mv(target + _UNFINISHED, target)
+
+    def _upload(self, source: Path | bytes, target: str) -> None:
+        if isinstance(source, bytes):
+            self._filesystem.pipe_file(target, source)
+        else:
+            self._filesystem.put_file(str(source), target)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, durably."""
+    missing = [folder]
+    while not missing[-1].exists():
+        missing.append(missing[-1].parent)
+    for above, created in zip(missing[:0:-1], missing[-2::-1], strict=True):
+        created.mkdir(exist_ok=True)
+        sync_folder(above)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _name_once(partial: Path, target: Path) -> None:
+    """Give a finished file its name; FileExistsError if the name is taken."""
+    try:
+        os.link(partial, target)
+    except PermissionError:
+        # A file system without links (FAT, some network mounts) says EPERM. What is
+        # left there is not atomic against a second writer, and good against a crash.
+        if target.exists():
+            raise FileExistsError(target) from None
+        partial.rename(target)
+
+
+def _must_be_same(store: Store, path: str, source: Path | bytes) -> None:
+    """Compare what is to be written with what is there already."""
+    with store.open(path) as stored, _reading(source) as content:
+        while True:
+            there, here = stored.read(_PIECE), content.read(_PIECE)
+            if there != here:
+                raise IdentityError(
+                    f"{store.url}/{path} is there already and holds something else: "
+                    "another recording writes to this source; nothing was overwritten"
+                )
+            if not here:
+                return
+
+
+@contextlib.contextmanager
+def _reading(source: Path | bytes) -> Iterator[BinaryIO]:
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _translated(what: str, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IdentityError, RepositoryError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise RepositoryError(f"cannot {verb} {what}: {reason}") from error
+    except Exception as error:  # each backend of fsspec has exceptions of its own
+        raise RepositoryError(f"cannot {verb} {what}: {error}") from error
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username}@{host}").geturl()
