@@ -1,0 +1,1 @@
+"""Recording: from the socket to the repository."""

@@ -1,0 +1,101 @@
+"""How far a source is recorded: read back from what is stored, never remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtape.replication.tracker import NO_DB
+from kvtape.storage.repository import SourceFolder
+from kvtape.storage.spool import Spool
+from kvtape.tape import catalogue, segment
+from kvtape.tape.catalogue import Catalogue
+from kvtape.tape.names import SegmentName
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a history is recorded.
+
+    offset is the end of what is stored, boundary the last one at or before it, db the
+    database selected at that boundary, time that of the last receipt (ms), unfinished
+    the frames that hold what is stored from the boundary on.
+    """
+
+    replid: str
+    offset: int
+    boundary: int
+    db: int
+    time: int
+    unfinished: tuple[segment.Frame, ...] = ()
+
+
+def recover(spool: Spool) -> Position | None:
+    """Open the segment that is being written; return where it ends, if there is one."""
+    unfinished: list[segment.Frame] = []
+    for frame in spool.recover():
+        facts = frame.facts
+        if facts.boundary > facts.start:
+            unfinished.clear()
+        if facts.boundary < facts.end:
+            unfinished.append(frame)
+    if spool.segment is None:
+        return None
+    writer = spool.segment.writer
+    return Position(
+        writer.header.replid,
+        writer.end,
+        writer.boundary,
+        writer.db,
+        writer.last,
+        tuple(unfinished),
+    )
+
+
+def stored_catalogue(folder: SourceFolder, spool: Spool) -> Catalogue:
+    """Return what is in the repository and in the queue, together."""
+    listing, queued = folder.list(), spool.queued()
+    everything = listing | queued
+    contents = {
+        path: _read(folder, spool, path) for path in catalogue.documents_of(everything)
+    }
+    return catalogue.build(everything, contents)
+
+
+def stored_position(
+    stored: Catalogue, folder: SourceFolder, spool: Spool
+) -> Position | None:
+    """Return where the newest history ends.
+
+    A history whose first snapshot is not complete is not continued: what its snapshot
+    would have held is nowhere.
+    """
+    replid = stored.newest_history()
+    end = None if replid is None else stored.end(replid)
+    if replid is None or end is None:
+        return None
+    for name in stored.segments.get(replid, ()):
+        if name.end == end:
+            db = _db_at_end(_read(folder, spool, name.path), name)
+            return Position(replid, end, end, db, name.last)
+    snapshots = [
+        snapshot
+        for snapshot in stored.snapshots
+        if (snapshot.name.replid, snapshot.name.offset) == (replid, end)
+    ]
+    newest = max(snapshots, key=lambda snapshot: snapshot.name.time)
+    db = NO_DB if newest.manifest.db is None else newest.manifest.db
+    return Position(replid, end, end, db, newest.name.time)
+
+
+def _db_at_end(content: bytes, name: SegmentName) -> int:
+    parser = segment.Parser()
+    parser.receive_data(content)
+    while (part := parser.next_part()) is not segment.NEED_DATA:
+        if isinstance(part, segment.Ending):
+            return part.db
+    raise segment.SegmentError(f"{name.path} has no ending")
+
+
+def _read(folder: SourceFolder, spool: Spool, path: str) -> bytes:
+    file = spool.queued_file(path)
+    return file.read_bytes() if file.exists() else folder.read(path)

@@ -1,0 +1,387 @@
+"""From received bytes to durable frames: group commit, and when a segment ends.
+
+receive() is called for every piece of the stream as it comes; it follows the commands
+and keeps the bytes in memory. run() takes them out in batches, and has a thread
+compress them, write them to the spool and sync them. Both sides are bounded: the
+receiver waits while MOST_PENDING bytes are not yet written.
+
+Frames are cut at boundaries, so that a segment can end after any of them. Only a
+command or transaction longer than a frame is spread over several; a segment cannot end
+within it, and after a crash the tracker follows it again from the boundary before it.
+
+A segment ends when it is large enough, or old enough to be uploaded and holds more than
+PINGs; one that holds nothing else is uploaded once in PROOF_OF_LIFE, so that an idle
+server costs nothing and a dead recorder is still told from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from kvtape.record.position import Position, recover
+from kvtape.record.signal import Signal
+from kvtape.replication.tracker import Summary, Tracker
+from kvtape.storage.spool import Spool
+from kvtape.tape.segment import MAX_FRAME, Header, Mark
+
+MOST_PENDING = 8 * MAX_FRAME
+
+# How finely receipts are stamped, in ms.
+MARK_RESOLUTION = 10
+
+PROOF_OF_LIFE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When what was received is synced, and when a segment ends (s, s, bytes)."""
+
+    flush_interval: float = 0.2
+    upload_interval: float = 10.0
+    segment_size: int = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Received bytes that go into one frame together."""
+
+    data: bytes
+    marks: list[Mark]
+    boundary: int
+    db: int
+    summary: Summary
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one write takes to the spool."""
+
+    stretches: list[_Stretch] = field(default_factory=list)
+    size: int = 0
+
+
+class Recorder:
+    """Records one history after another into a spool.
+
+    received is the offset up to which bytes came, and where a new link has to go on;
+    durable is the boundary up to which they are synced, which is what may be
+    acknowledged; written fires when they move, ack_due when what came before a
+    GETACK is synced, and queued when a segment is. run() raises OSError of the disk;
+    after that, call restart().
+    """
+
+    def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
+        self.replid: str | None = None
+        self.received = 0
+        self.durable = 0
+        self.lost_because: str | None = None
+        self.ack_due = Signal()
+        self.written = Signal()
+        self._queued = queued
+        self._spool = spool
+        self._limits = limits
+        self._tracker = Tracker(0)
+        self._batch = _Batch()
+        self._batch_begun = math.inf
+        self._carry: list[bytes] = []  # bytes from _cut on, of no stretch yet
+        self._carried = 0
+        self._cut = 0
+        self._marks: list[Mark] = []
+        self._seen_early = Summary()  # of commands in carry
+        self._changed = Signal()
+        self._has_getack = False
+        self._is_held = False
+        self._must_seal = False
+        self._has_finished = False
+        # What follows is the writing thread's while it runs.
+        self._sealed: Position | None = None  # where the last segment ended
+        self._end = Position("", 0, 0, 0, 0)  # of what is written
+        self._last_sync = -math.inf
+        self._is_synced = True
+        self._segment_begun = math.inf
+        self._segment_is_idle = True
+
+    # Where recording stands.
+
+    @property
+    def position(self) -> tuple[str, int] | None:
+        """The history that is followed and the offset to continue at."""
+        return None if self.replid is None else (self.replid, self.received)
+
+    @property
+    def end(self) -> Position | None:
+        """Where what is written ends."""
+        return None if self.replid is None else self._end
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the receiver has to wait until something is written."""
+        return self._batch.size + self._carried >= MOST_PENDING
+
+    # What the link calls.
+
+    def follow(self, position: Position) -> None:
+        """Go on from a position; what was received beyond it is forgotten."""
+        self.replid = position.replid
+        self._tracker = Tracker(position.boundary, position.db)
+        for frame in position.unfinished:
+            skip = max(0, position.boundary - frame.facts.start)
+            self._tracker.feed(frame.stream()[skip:])
+        self._tracker.take_summary()
+        self.lost_because = None
+        self.received = self._cut = position.offset
+        self.durable = position.boundary
+        self._carry, self._carried, self._marks = [], 0, []
+        self._seen_early, self._batch = Summary(), _Batch()
+        self._has_getack = False
+        self._end = position
+        if self._spool.segment is None:
+            self._sealed = position
+            self._segment_begun = math.inf
+        else:
+            # It is as old as can be, and what is in it is not known any more.
+            self._segment_begun, self._segment_is_idle = -math.inf, False
+        self._changed.fire()
+
+    def receive(self, data: bytes, time: int) -> None:
+        """Take the next bytes of the stream, received at time (ms)."""
+        tracker = self._tracker
+        tracker.feed(data)
+        self._carry.append(data)
+        self._carried += len(data)
+        self.received += len(data)
+        self._marks.append(Mark(self.received, time))
+        self.lost_because = tracker.lost_because
+        self._has_getack = tracker.take_getack() or self._has_getack
+        if tracker.boundary > self._cut:
+            self._cut_at(tracker.boundary)
+        elif self._carried >= MAX_FRAME:
+            self._cut_at(self.received)
+        self._changed.fire()
+
+    def _cut_at(self, offset: int) -> None:
+        """Complete a stretch that ends at offset."""
+        whole = b"".join(self._carry)
+        length = offset - self._cut
+        seen = self._tracker.take_summary()
+        summary = Summary(dict(seen.names), seen.highest_db, seen.lost)
+        summary.merge(self._seen_early)
+        # Within a transaction, commands are seen before the boundary passes them.
+        self._seen_early = seen if self._tracker.in_multi else Summary()
+        marks = [mark for mark in self._marks if mark.offset <= offset]
+        self._marks = self._marks[len(marks) :]
+        if self._marks and (not marks or marks[-1].offset < offset):
+            marks.append(Mark(offset, self._marks[0].time))
+        if not self._batch.stretches:
+            self._batch_begun = trio.current_time()
+        self._batch.stretches.append(
+            _Stretch(
+                whole[:length], marks, self._tracker.boundary, self._tracker.db, summary
+            )
+        )
+        self._batch.size += length
+        self._cut = offset
+        self._carry = [whole[length:]] if length < len(whole) else []
+        self._carried = len(whole) - length
+
+    def fork(self, replid: str) -> Position:
+        """Go on under another replid; return where the two histories part.
+
+        Call it when settled. What was received up to now is the same in both.
+        """
+        end = self._end
+        self.replid = replid
+        self._end = Position(replid, end.offset, end.boundary, end.db, end.time)
+        self._sealed = self._end
+        return self._end
+
+    # What the agent calls.
+
+    def hold(self) -> None:
+        """Keep what is received in memory until release(): its snapshot comes first."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Write again."""
+        self._is_held = False
+        self._changed.fire()
+
+    async def settle(self) -> bool:
+        """Write what is whole and end the segment, while nothing is received.
+
+        Return False if a part of an unfinished command had to be dropped for that, so
+        that a new link has to ask for it again.
+        """
+        self._must_seal = True
+        self._changed.fire()
+        while self._must_seal:
+            await self.written.wait()
+        if self._end.offset == self._cut:
+            return True
+        self.follow(self._end)
+        return False
+
+    def finish(self) -> None:
+        """Have run() write what is whole, end the segment, and return."""
+        self._has_finished = self._must_seal = True
+        self._changed.fire()
+
+    def restart(self, position: Position | None) -> None:
+        """Go on after an error of the disk, from what is there; None: nothing new."""
+        self._is_held = self._must_seal = False
+        found = position or self._sealed
+        if found is not None:
+            self.follow(found)
+
+    async def run(self) -> None:
+        """Write what is received, until finish()."""
+        while True:
+            await self._wait_until_due()
+            if self._is_held and not self._has_finished:
+                continue
+            batch, self._batch = self._batch, _Batch()
+            if self._is_held:
+                batch = _Batch()  # its snapshot will never be whole
+            getack, self._has_getack = self._has_getack, False
+            must_seal, now = self._must_seal, trio.current_time()
+            await trio.to_thread.run_sync(self._write, batch, now, getack or must_seal)
+            self._batch_begun = now if self._batch.stretches else math.inf
+            if must_seal:
+                self._must_seal = False
+            self.written.fire()
+            if getack:
+                self.ack_due.fire()
+            if self._has_finished and must_seal:
+                return
+
+    async def _wait_until_due(self) -> None:
+        """Wait until there is enough to write, or until it has waited long enough."""
+        while not self._is_due(trio.current_time()):
+            with trio.move_on_at(self._due()):
+                await self._changed.wait()
+
+    def _is_due(self, now: float) -> bool:
+        if self._must_seal:
+            return True
+        if self._is_held:
+            return False
+        full = self._batch.size >= MAX_FRAME
+        return full or self._has_getack or now >= self._due()
+
+    def _due(self) -> float:
+        if self._is_held:
+            return math.inf
+        flush = self._batch_begun + self._limits.flush_interval
+        sync = self._last_sync + self._limits.flush_interval
+        return min(flush, math.inf if self._is_synced else sync, self._seal_due())
+
+    def _seal_due(self) -> float:
+        """Return when the segment is old enough to end, if it may end where it is."""
+        if self._end.boundary != self._end.offset:
+            return math.inf
+        idle = self._segment_is_idle
+        age = PROOF_OF_LIFE if idle else self._limits.upload_interval
+        return self._segment_begun + age
+
+    # The writing thread.
+
+    def _write(self, batch: _Batch, now: float, is_urgent: bool) -> None:
+        spool, limits = self._spool, self._limits
+        for stretch in _frames(batch.stretches):
+            self._append(stretch, now)
+        self._is_synced = self._is_synced and not batch.stretches
+        is_due = now - self._last_sync >= limits.flush_interval
+        if not self._is_synced and (is_urgent or is_due):
+            spool.sync()
+            self._is_synced = True
+            self._last_sync = now
+        if self._is_synced:
+            self.durable = self._end.boundary
+        self._seal_if_due(now)
+
+    def _append(self, stretch: _Stretch, now: float) -> None:
+        spool, end = self._spool, self._end
+        segment = spool.segment
+        if segment is None:
+            header = Header(end.replid, end.offset, end.db, end.time)
+            segment = spool.begin_segment(header)
+            self._segment_begun = now
+            self._segment_is_idle = True
+        writer = segment.writer
+        spool.append(
+            writer.frame(
+                stretch.data,
+                stretch.marks,
+                stretch.boundary,
+                stretch.db,
+                stretch.summary,
+            )
+        )
+        idle = stretch.summary.is_idle
+        self._segment_is_idle = self._segment_is_idle and idle
+        self._end = Position(
+            end.replid, writer.end, writer.boundary, writer.db, writer.last
+        )
+
+    def _seal_if_due(self, now: float) -> None:
+        if self._must_seal:
+            self._drop_unfinished()
+        segment = self._spool.segment
+        if segment is None or not segment.writer.can_end:
+            return
+        is_large = segment.size >= self._limits.segment_size
+        if self._must_seal or is_large or now >= self._seal_due():
+            self._spool.seal()
+            self._is_synced = True
+            self.durable = self._end.boundary
+            self._sealed = self._end
+            self._segment_begun = math.inf
+            trio.from_thread.run_sync(self._queued.fire)
+
+    def _drop_unfinished(self) -> None:
+        """Cut an unfinished command off the segment, so that it can end."""
+        segment = self._spool.segment
+        if segment is not None and not segment.writer.can_end:
+            self._spool.cut_to_boundary()
+            self._end = recover(self._spool) or self._sealed or self._end
+
+
+def _frames(stretches: list[_Stretch]) -> Iterator[_Stretch]:
+    """Join stretches into as few as fit into frames."""
+    joined: list[_Stretch] = []
+    size = 0
+    for stretch in stretches:
+        if joined and size + len(stretch.data) > MAX_FRAME:
+            yield _join(joined)
+            joined, size = [], 0
+        joined.append(stretch)
+        size += len(stretch.data)
+    if joined:
+        yield _join(joined)
+
+
+def _join(stretches: list[_Stretch]) -> _Stretch:
+    summary = Summary()
+    for stretch in stretches:
+        summary.merge(stretch.summary)
+    data = b"".join(stretch.data for stretch in stretches)
+    marks = _thinned([mark for stretch in stretches for mark in stretch.marks])
+    last = stretches[-1]
+    return _Stretch(data, marks, last.boundary, last.db, summary)
+
+
+def _thinned(marks: list[Mark]) -> list[Mark]:
+    """Leave one mark for what was received within MARK_RESOLUTION: the last one."""
+    thin: list[Mark] = []
+    begun = -math.inf
+    for mark in marks:
+        if mark.time - begun < MARK_RESOLUTION:
+            thin.pop()
+        else:
+            begun = mark.time
+        thin.append(mark)
+    return thin

@@ -1,0 +1,236 @@
+"""One link to the primary: from the handshake until it breaks.
+
+The loop is: read the socket, give the bytes to the protocol, act on each event. Beside
+it, a heartbeat tells the primary every second that we are alive; it never depends on
+how busy the disk is. While a snapshot is being completed the stream already flows; it
+is kept in memory, and written when its snapshot is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+from kvtape.record.clock import ReceiptClock
+from kvtape.record.commits import Commits
+from kvtape.record.position import Position
+from kvtape.record.recorder import Recorder
+from kvtape.record.signal import Signal
+from kvtape.record.snapshot import SnapshotReceiver
+from kvtape.replication.replica import (
+    NEED_DATA,
+    Continue,
+    Event,
+    FullResync,
+    LinkError,
+    Replica,
+    SnapshotData,
+    SnapshotEnd,
+    SnapshotStart,
+    StreamData,
+)
+from kvtape.storage.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+Ack = Literal["hidden", "received"]
+
+HEARTBEAT = 1.0
+
+# A primary pings every 10 s by default, and gives a replica up after 60 s of silence
+# (repl-timeout); so do we. In the handshake newlines count, too.
+SILENCE = 60.0
+
+_RECEIVE = 512 * 1024
+
+# After a snapshot that ended with a mark, the stream starts at an ACK, and one that
+# comes before the primary has reaped its child (some 100 ms) is forgotten. So the first
+# ones come faster than a heartbeat, for this many times.
+_EAGER_HEARTBEAT = 0.2
+_EAGER_TIMES = 10
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a session does, for those who watch."""
+
+    phase: Literal["connecting", "snapshot", "streaming"] = "connecting"
+    snapshot_bytes: int = 0
+    snapshot_length: int | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """Records over one link. run() always raises: LinkError, RefusedError, OSError."""
+
+    stream: trio.abc.Stream
+    replica: Replica
+    recorder: Recorder
+    spool: Spool
+    clock: ReceiptClock
+    commits: Commits
+    queued: Signal
+    ack: Ack
+    on_link: Callable[[], None] = lambda: None  # called when the primary agreed
+    progress: Progress = field(default_factory=Progress)
+    _sending: trio.Lock = field(default_factory=trio.Lock)
+    _snapshot: SnapshotReceiver | None = None
+    _eager: int = 0
+    _nursery: trio.Nursery = field(init=False)
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the stream flows, or flowed until the link broke."""
+        return self.replica.is_online
+
+    async def run(self) -> None:
+        """Record until the link breaks."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._keep_alive)
+                await self._read()
+        finally:
+            if self._snapshot is not None:
+                self._snapshot.drop()
+
+    async def _read(self) -> None:
+        recorder, replica = self.recorder, self.replica
+        while True:
+            await self._send()
+            data = await self._receive()
+            now = self.clock.now()
+            if not data:
+                raise replica.receive_end()
+            replica.receive_data(data)
+            while (event := replica.next_event()) is not NEED_DATA:
+                await self._act(event, now)
+            while recorder.is_full:
+                await recorder.written.wait()
+
+    async def _receive(self) -> bytes:
+        try:
+            with trio.fail_after(SILENCE):
+                return bytes(await self.stream.receive_some(_RECEIVE))
+        except trio.BrokenResourceError as error:
+            raise LinkError(f"the link broke: {error.__cause__ or error}") from error
+        except trio.TooSlowError:
+            raise LinkError(
+                f"the primary was silent for {SILENCE:.0f} s: it hangs, or the network "
+                "lost it, or it is a replica without its own primary"
+            ) from None
+
+    async def _send(self) -> None:
+        data = self.replica.data_to_send()
+        if data:
+            async with self._sending:
+                try:
+                    await self.stream.send_all(data)
+                except trio.BrokenResourceError as error:
+                    why = error.__cause__ or error
+                    raise LinkError(f"the link broke: {why}") from error
+
+    async def _keep_alive(self) -> None:
+        """Send an ACK every second, and when one was asked for and is due."""
+        while True:
+            interval = HEARTBEAT
+            if self.replica.is_online:
+                self.replica.ack(self._ack_offset())
+                await self._send()
+            if self._eager:
+                self._eager -= 1
+                interval = _EAGER_HEARTBEAT
+            with trio.move_on_after(interval):
+                await self.recorder.ack_due.wait()
+
+    def _ack_offset(self) -> int:
+        # A snapshot that is not durable yet is nothing to acknowledge anything on.
+        is_hidden = self.ack == "hidden" or self._snapshot is not None
+        return 0 if is_hidden else self.recorder.durable
+
+    async def _act(self, event: Event, now: int) -> None:
+        match event:
+            case StreamData(data=data):
+                self._eager = 0
+                self.recorder.receive(data, now)
+            case SnapshotData(data):
+                snapshot = self._announced()
+                await snapshot.receive(data)
+                self.progress.snapshot_bytes = snapshot.received
+            case Continue(replid):
+                self.on_link()
+                await self._continue(replid)
+                self.progress.phase = "streaming"
+            case FullResync():
+                self.on_link()
+                await self._begin_snapshot(event, now)
+            case SnapshotStart(length):
+                self.progress.phase = "snapshot"
+                self.progress.snapshot_length = length
+            case SnapshotEnd():
+                self._end_snapshot()
+                self.progress.phase = "streaming"
+
+    def _announced(self) -> SnapshotReceiver:
+        if self._snapshot is None:
+            raise RuntimeError("a snapshot that was not announced")
+        return self._snapshot
+
+    async def _continue(self, replid: str) -> None:
+        recorder = self.recorder
+        _log.info("the primary continues %s at %d", replid, recorder.received)
+        if replid == recorder.replid:
+            return
+        if not await recorder.settle():
+            raise LinkError(
+                "the primary goes on under a new replication ID within a command; "
+                "asking again for the whole command"
+            )
+        parent = recorder.replid
+        fork = recorder.fork(replid)
+        await trio.to_thread.run_sync(self.commits.fork, parent, fork)
+        self.queued.fire()
+
+    async def _begin_snapshot(self, announced: FullResync, now: int) -> None:
+        _log.info(
+            "full resync: a snapshot at %d of %s", announced.offset, announced.replid
+        )
+        await trio.to_thread.run_sync(self.commits.announce, now)
+        if self.recorder.position is not None:
+            await self.recorder.settle()
+        self._snapshot = SnapshotReceiver(self.spool, announced, now)
+        self._nursery.start_soon(self._snapshot.run)
+
+    def _end_snapshot(self) -> None:
+        """Follow the stream behind the snapshot, and complete it meanwhile."""
+        snapshot, recorder = self._announced(), self.recorder
+        before = recorder.end
+        name = snapshot.name
+        recorder.hold()
+        recorder.follow(
+            Position(name.replid, name.offset, name.offset, snapshot.db, name.time)
+        )
+        self._eager = _EAGER_TIMES
+        recorder.ack_due.fire()
+        self._nursery.start_soon(self._complete_snapshot, snapshot, before)
+
+    async def _complete_snapshot(
+        self, snapshot: SnapshotReceiver, before: Position | None
+    ) -> None:
+        # Whole as it is, it must not be lost because the link breaks just now.
+        with trio.CancelScope(shield=True):
+            manifest = await snapshot.complete(self.clock.now, self.commits.server)
+            await trio.to_thread.run_sync(self.commits.snapshot, manifest, before)
+        self._snapshot = None
+        self.recorder.release()
+        _log.info(
+            "the snapshot at %d is complete: %d bytes, %d compressed",
+            manifest.offset,
+            manifest.bytes,
+            manifest.stored_bytes,
+        )
+        self.queued.fire()

@@ -1,0 +1,71 @@
+"""From the spool's queue to the repository, in order, for as long as it takes.
+
+The repository may be slow or gone for hours: nothing here is waited for by the
+recording. What fails is tried again, after longer and longer waits; only another
+recording's bytes under one of our names end it, since waiting does not help there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from kvtape.errors import RepositoryError
+from kvtape.record.backoff import Backoff
+from kvtape.record.signal import Signal
+from kvtape.storage.repository import SourceFolder
+from kvtape.storage.spool import Spool
+from kvtape.tape.names import SegmentName, parse
+
+_log = logging.getLogger(__name__)
+
+
+class Uploader:
+    """Uploads what is queued. stored is the end of the last segment it stored.
+
+    error is why the last upload failed, until one succeeds; queued_bytes is what waits.
+    """
+
+    def __init__(self, spool: Spool, folder: SourceFolder) -> None:
+        self.stored = 0
+        self.error: RepositoryError | None = None
+        self.queued_bytes = 0
+        self._spool = spool
+        self._folder = folder
+
+    async def run(self, queued: Signal) -> None:
+        """Upload for ever. queued fires when something was queued."""
+        backoff = Backoff()
+        while True:
+            next_queued = queued.next()
+            try:
+                await self.upload_all()
+            except RepositoryError as error:
+                self.error = error
+                wait = backoff.next()
+                _log.warning("%s; trying again in %.0f s", error, wait)
+                await trio.sleep(wait)
+            else:
+                backoff.reset()
+                await next_queued.wait()
+
+    async def upload_all(self) -> None:
+        """Upload everything that is queued now."""
+        while queue := await trio.to_thread.run_sync(self._spool.queued):
+            self.queued_bytes = sum(queue.values())
+            for path, size in queue.items():
+                await self._upload(path)
+                self.queued_bytes -= size
+        self.queued_bytes = 0
+
+    async def _upload(self, path: str) -> None:
+        file = self._spool.queued_file(path)
+        await trio.to_thread.run_sync(self._folder.put, path, file)
+        # Not before it is stored: a crash between the two uploads it again, and finds
+        # the same content in its place.
+        await trio.to_thread.run_sync(self._spool.dequeue, path)
+        self.error = None
+        if isinstance(name := parse(path), SegmentName):
+            self.stored = name.end
+        _log.debug("stored %s", path)

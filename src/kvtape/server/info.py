@@ -1,0 +1,117 @@
+"""What a server says of itself, as far as it may.
+
+INFO needs a permission that replicating does not, so everything here may be unknown:
+None. Redis and Valkey share most names; Valkey also says who it is (server_name), since
+its redis_version only tells what it is compatible with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvtape.server.client import Client, ReplyError
+from kvtape.tape.documents import Server
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The fields of INFO, by name, as they came."""
+
+    fields: Mapping[str, str]
+
+    @property
+    def server(self) -> Server:
+        """Who it is."""
+        fields = self.fields
+        is_valkey = fields.get("server_name") == "valkey" or "valkey_version" in fields
+        version = fields.get("valkey_version" if is_valkey else "redis_version")
+        role = {"master": "primary", "slave": "replica"}.get(fields.get("role", ""))
+        return Server(
+            family=None if version is None else "valkey" if is_valkey else "redis",
+            version=version,
+            run_id=fields.get("run_id"),
+            role="primary" if role == "primary" else "replica" if role else None,
+            databases=self.number("databases"),
+        )
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether it runs in cluster mode; False also if unknown."""
+        return self.fields.get("cluster_enabled") == "1"
+
+    @property
+    def needs_replicas(self) -> bool:
+        """Whether min-replicas-to-write is set: the field is there only then."""
+        return "min_slaves_good_slaves" in self.fields
+
+    @property
+    def keys(self) -> int:
+        """How many keys it holds."""
+        return sum(
+            int(fields.split(",")[0].removeprefix("keys="))
+            for name, fields in self.fields.items()
+            if name.startswith("db") and fields.startswith("keys=")
+        )
+
+    def can_continue(self, replid: str, offset: int) -> bool:
+        """Whether PSYNC from an offset would be answered with +CONTINUE.
+
+        As replication.c:masterTryPartialResynchronization decides. False if unknown.
+        """
+        knows = self.fields.get("master_replid") == replid
+        second = self.number("second_repl_offset")
+        if self.fields.get("master_replid2") == replid and second is not None:
+            knows = knows or offset + 1 <= second
+        first = self.number("repl_backlog_first_byte_offset")
+        length = self.number("repl_backlog_histlen")
+        if not knows or first is None or length is None:
+            return False
+        is_active = self.fields.get("repl_backlog_active") == "1"
+        return is_active and first <= offset + 1 <= first + length
+
+    def number(self, name: str) -> int | None:
+        """Return a field that is a number."""
+        value = self.fields.get(name, "")
+        return int(value) if value.lstrip("-").isdigit() else None
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How often each kind of error was answered, to clients and on a link."""
+        return {
+            name.removeprefix("errorstat_"): int(value.removeprefix("count="))
+            for name, value in self.fields.items()
+            if name.startswith("errorstat_")
+        }
+
+
+async def ask(client: Client) -> ServerInfo:
+    """Ask a server for everything; what it does not allow is left out."""
+    fields: dict[str, str] = {}
+    try:
+        reply = await client.call("INFO", "everything")
+    except ReplyError:
+        reply = b""
+    if isinstance(reply, bytes):
+        for line in reply.decode("utf-8", "replace").splitlines():
+            name, colon, value = line.partition(":")
+            if colon and not line.startswith("#"):
+                fields[name] = value
+    # Not a field of INFO; kept with them, since a restore has to know it.
+    databases = await ask_setting(client, "databases") if fields else None
+    if databases is not None:
+        fields["databases"] = databases
+    return ServerInfo(fields)
+
+
+async def ask_setting(client: Client, name: str) -> str | None:
+    """Ask for a setting (CONFIG GET); None if it is not allowed or not known."""
+    try:
+        reply = await client.call("CONFIG", "GET", name)
+    except ReplyError:
+        return None
+    match reply:
+        case [_, bytes(value)]:
+            return value.decode("utf-8", "replace")
+        case _:
+            return None
