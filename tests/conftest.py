@@ -1,0 +1,106 @@
+"""Fixtures for real servers, and the proof at the end that they were really used.
+
+On a developer's machine a server that is missing skips its tests. In CI (the
+environment variable CI is set) it fails them, and the whole run fails unless all six
+servers were up at least once and no test marked `server` was skipped: a green run
+must never mean that nothing real was tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servers import SERVERS, STARTED, Server, StartServer, binary
+
+IN_CI = bool(os.environ.get("CI"))
+
+skipped: set[str] = set()
+
+
+def require(name: str) -> None:
+    """Skip the test when a server is missing; in CI, fail it."""
+    if binary(name) is None:
+        reason = f"{name} is missing: run tools/servers"
+        if IN_CI:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=SERVERS)
+def server_name(request: pytest.FixtureRequest) -> str:
+    """Each of the six servers in turn.
+
+    A test of something that only some servers can do names them, since it must not
+    skip: `@pytest.mark.parametrize("server_name", ["redis-8.0"], indirect=True)`.
+    """
+    name: str = request.param
+    require(name)
+    return name
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start servers with this function; all are closed when the test ends."""
+    started: list[Server] = []
+
+    def start(
+        name: str,
+        *,
+        config_file: Path | None = None,
+        folder: Path | None = None,
+        **config: str,
+    ) -> Server:
+        require(name)
+        options = {option.replace("_", "-"): value for option, value in config.items()}
+        server = Server(name, options, config_file=config_file, folder=folder)
+        started.append(server)
+        return server
+
+    yield start
+    for server in reversed(started):
+        server.close()
+
+
+# First, so that `-m server` sees the mark.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for a server."""
+    for item in items:
+        if {"server_name", "start_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember the `server` tests that were skipped; an expected failure was not."""
+    if (
+        report.skipped
+        and "server" in report.keywords
+        and not hasattr(report, "wasxfail")
+    ):
+        skipped.add(report.nodeid)
+
+
+def shortfalls() -> list[str]:
+    """List what a run lacks as a test against real servers."""
+    lacks = [f"{name} was never started" for name in SERVERS if name not in STARTED]
+    return lacks + [f"{test} was skipped" for test in sorted(skipped)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail a run that passed without all the servers."""
+    passed = session.exitstatus == pytest.ExitCode.OK
+    if IN_CI and passed and not session.config.option.collectonly and shortfalls():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which real servers were used, and in CI what is lacking."""
+    used = [name for name in SERVERS if name in STARTED]
+    terminalreporter.write_line(f"real servers used: {', '.join(used) or 'none'}")
+    if IN_CI and not terminalreporter.config.option.collectonly:
+        for lack in shortfalls():
+            terminalreporter.write_line(f"this run does not count: {lack}", red=True)
