@@ -168,9 +168,10 @@ class Recorder:
         whole = b"".join(self._carry)
         length = offset - self._cut
         seen = self._tracker.take_summary()
-        summary = Summary(dict(seen.names), seen.highest_db, seen.lost)
+        summary = Summary(dict(seen.names), seen.highest_db, seen.commands, seen.lost)
         summary.merge(self._seen_early)
         # Within a transaction, commands are seen before the boundary passes them.
+        seen.commands = 0
         self._seen_early = seen if self._tracker.in_multi else Summary()
         marks = [mark for mark in self._marks if mark.offset <= offset]
         self._marks = self._marks[len(marks) :]

@@ -62,11 +62,13 @@ class Summary:
 
     names maps each command's name, in upper case, to the most words that a command of
     that name had (at most MANY_WORDS); highest_db is the highest database that was
-    selected, or NO_DB; lost is True if the stretch could not be followed.
+    selected, or NO_DB; commands is how many commands end in it; lost is True if the
+    stretch could not be followed.
     """
 
     names: dict[bytes, int] = field(default_factory=dict)
     highest_db: int = NO_DB
+    commands: int = 0
     lost: bool = False
 
     @property
@@ -79,6 +81,7 @@ class Summary:
         for name, words in later.names.items():
             self.names[name] = max(words, self.names.get(name, 0))
         self.highest_db = max(self.highest_db, later.highest_db)
+        self.commands += later.commands
         self.lost = self.lost or later.lost
 
 
@@ -150,6 +153,7 @@ class Tracker:
             if not self._walk.is_done:
                 return
             self._note(self._walk.name, self._walk.words)
+            self._summary.commands += 1
             self._walk = None
             self._reach(self.offset + position)
         start = self.offset + position - len(self._kept)
@@ -170,6 +174,7 @@ class Tracker:
         pairs = set(zip(map(_name, commands), map(len, commands), strict=True))
         # A dictionary's keys would do, were it not for a server's freedom of case.
         names = {self._note(name, words) for name, words in pairs}
+        self._summary.commands += len(commands)
         end = packed_lengths(commands)
         # A reply, a newline or a padded number in the stream shows here at the latest:
         # the lengths are right only for what a primary writes.

@@ -48,7 +48,7 @@ _LEVEL = 1
 
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<6sH40sQiQ")
-_FACTS = struct.Struct("<QIIQiiBBHHQQ")
+_FACTS = struct.Struct("<QIIQiiIBBHHQQ")
 _MARK = struct.Struct("<IQ")
 _NAME = struct.Struct("<BB")
 _ENDING = struct.Struct("<QiQQI")
@@ -426,6 +426,7 @@ def _pack_facts(facts: Facts) -> bytes:
         facts.boundary,
         facts.db,
         summary.highest_db,
+        summary.commands,
         _LOST if summary.lost else 0,
         0,
         len(facts.marks),
@@ -442,10 +443,10 @@ def _pack_facts(facts: Facts) -> bytes:
 
 def _unpack_facts(content: bytes) -> Facts:
     try:
-        start, length, stored_length, boundary, db, highest_db, flags, _, *rest = (
+        start, length, stored_length, boundary, db, highest_db, commands, *rest = (
             _FACTS.unpack_from(content)
         )
-        mark_count, name_count, after, crc = rest
+        flags, _, mark_count, name_count, after, crc = rest
         position = _FACTS.size
         marks = []
         for _ in range(mark_count):
@@ -468,6 +469,6 @@ def _unpack_facts(content: bytes) -> Facts:
         db=db,
         after=after,
         marks=tuple(marks),
-        summary=Summary(names, highest_db, bool(flags & _LOST)),
+        summary=Summary(names, highest_db, commands, bool(flags & _LOST)),
         crc=crc,
     )
