@@ -145,9 +145,9 @@ class Spool:
             self._stream.unlink()
             sync_folder(self._recording)
             return
-        file = self._stream.open("r+b", buffering=0)
-        file.seek(parser.position)
-        self.segment = OpenSegment(parser.writer, file)
+        unbuffered = self._stream.open("r+b", buffering=0)
+        unbuffered.seek(parser.position)
+        self.segment = OpenSegment(parser.writer, unbuffered)
 
     def _good_length(self) -> int:
         """Return where the whole frames end; a torn write was never synced."""

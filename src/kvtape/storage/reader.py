@@ -1,0 +1,192 @@
+"""Reading back what is stored, verified, in offset order.
+
+Everything read is checked on the way: the facts and the stream bytes of each frame, a
+segment against its name, a snapshot against its manifest. What does not fit is a
+VerificationError that names the file. Blocking, with flat memory: a frame at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import zstandard
+
+from kvtape.errors import PointError, VerificationError
+from kvtape.replication.tracker import Tracker
+from kvtape.storage.repository import SourceFolder
+from kvtape.tape.catalogue import Slice, Snapshot
+from kvtape.tape.names import SegmentName
+from kvtape.tape.plan import Plan
+from kvtape.tape.segment import (
+    NEED_DATA,
+    Ending,
+    Facts,
+    Frame,
+    Header,
+    Parser,
+    Part,
+    SegmentError,
+)
+from kvtape.tape.translate import Piece
+
+_PIECE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A plan whose end is a boundary, and when that was reached (ms).
+
+    last_written_after is the receipt before the last one: what the last one brought was
+    written in between. was_cut tells that what was asked for was within a command or
+    transaction.
+    """
+
+    plan: Plan
+    time: int
+    last_written_after: int
+    was_cut: bool
+
+
+def read_snapshot(folder: SourceFolder, snapshot: Snapshot) -> Iterator[bytes]:
+    """Yield a snapshot's RDB file; the last bytes come only if all are right."""
+    manifest, path = snapshot.manifest, snapshot.name.rdb
+    where = f"{folder.url}/{path}"
+    digest = hashlib.sha256()
+    length = 0
+    held = b""
+    try:
+        with folder.open(path) as file:
+            decompressor = zstandard.ZstdDecompressor()
+            for piece in decompressor.read_to_iter(file, write_size=_PIECE):
+                digest.update(piece)
+                length += len(piece)
+                if held:
+                    yield held
+                held = piece
+    except FileNotFoundError:
+        raise VerificationError(f"{where} is missing") from None
+    except zstandard.ZstdError as error:
+        raise VerificationError(f"{where} is damaged: {error}") from None
+    if length != manifest.bytes or digest.hexdigest() != manifest.sha256:
+        raise VerificationError(f"{where} is damaged: it is not what was received")
+    yield held
+
+
+def read_stream(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Piece]:
+    """Yield the stream bytes of slices, in order, each piece with its facts."""
+    for slice_ in slices:
+        for frame in _frames(folder, slice_.segment, slice_.end):
+            facts = frame.facts
+            start, end = max(facts.start, slice_.start), min(facts.end, slice_.end)
+            if start < end:
+                data = _stream(folder, slice_.segment, frame)
+                data = data[start - facts.start : end - facts.start]
+                yield Piece(start, end, data, facts)
+
+
+def read_facts(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Facts]:
+    """Yield the facts of all frames of slices, without decompressing anything."""
+    for slice_ in slices:
+        for frame in _frames(folder, slice_.segment, slice_.end):
+            if frame.facts.end > slice_.start:
+                yield frame.facts
+
+
+def resolve(folder: SourceFolder, plan: Plan) -> Resolved:
+    """Find the boundary that a plan ends at: the last one up to where it should end."""
+    name = plan.snapshot.name
+    if not plan.slices:
+        return Resolved(plan, name.time, name.time, was_cut=False)
+    last = plan.slices[-1]
+    facts = list(read_facts(folder, [last]))
+    limit = last.end if plan.time is None else _offset_at(facts, last.start, plan.time)
+    boundary = _boundary_before(folder, last, facts, limit)
+    if boundary <= name.offset:
+        return Resolved(plan.cut(name.offset), name.time, name.time, limit > boundary)
+    time, after = _receipt(facts, boundary)
+    return Resolved(plan.cut(boundary), time, after, was_cut=limit > boundary)
+
+
+def _offset_at(facts: list[Facts], start: int, time: int) -> int:
+    """Return the end of what was received by time."""
+    offsets = [mark.offset for f in facts for mark in f.marks if mark.time <= time]
+    return max([start, *offsets])
+
+
+def _boundary_before(
+    folder: SourceFolder, slice_: Slice, facts: list[Facts], limit: int
+) -> int:
+    """Return the last boundary at or before limit."""
+    known = slice_.segment.start
+    for frame in facts:
+        if frame.boundary <= limit:
+            known = max(known, frame.boundary)
+    if known == limit:
+        return limit
+    tracker = Tracker(known)
+    within = Slice(slice_.segment, known, limit)
+    for piece in read_stream(folder, [within]):
+        tracker.feed(piece.data)
+    if tracker.lost_because is not None:
+        raise PointError(
+            f"the stream cannot be read as commands between {known} and {limit}; "
+            f"{known} can be restored"
+        )
+    return tracker.boundary
+
+
+def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
+    """Return when the byte before offset was received, and the receipt before that."""
+    before = facts[0].after
+    for frame in facts:
+        before = frame.after
+        for mark in frame.marks:
+            if mark.offset >= offset:
+                return mark.time, before
+            before = mark.time
+    return before, before
+
+
+def _frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Frame]:
+    """Yield a segment's frames up to offset stop, verified but for their bytes."""
+    parser = Parser()
+    try:
+        with folder.open(name.path) as file:
+            while data := file.read(_PIECE):
+                parser.receive_data(data)
+                while (part := parser.next_part()) is not NEED_DATA:
+                    _must_fit(part, name)
+                    if isinstance(part, Frame):
+                        yield part
+                        if part.facts.end >= stop and stop < name.end:
+                            return
+        parser.receive_end()
+    except FileNotFoundError:
+        raise VerificationError(f"{folder.url}/{name.path} is missing") from None
+    except SegmentError as error:
+        raise _damaged(folder, name, error) from None
+
+
+def _must_fit(part: Part, name: SegmentName) -> None:
+    match part:
+        case Header() if (part.replid, part.start) != (name.replid, name.start):
+            raise SegmentError("it is another segment than its name says")
+        case Ending() if part.end != name.end:
+            raise SegmentError("it ends elsewhere than its name says")
+        case _:
+            pass
+
+
+def _stream(folder: SourceFolder, name: SegmentName, frame: Frame) -> bytes:
+    try:
+        return frame.stream()
+    except SegmentError as error:
+        raise _damaged(folder, name, error) from None
+
+
+def _damaged(
+    folder: SourceFolder, name: SegmentName, error: SegmentError
+) -> VerificationError:
+    return VerificationError(f"{folder.url}/{name.path} is damaged: {error}")

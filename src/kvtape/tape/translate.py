@@ -1,0 +1,274 @@
+"""The one step between the stored stream and what takes it; nothing else changes it.
+
+What a server sends its replicas is almost what another server needs, and the rest is
+decided here:
+
+- Expiries that count from now (SET PX, EXPIRE, RESTORE without ABSTTL; what Redis 6.2
+  sends) become absolute, by the time of receipt. Left as they are they would begin
+  anew at every restore. Redis 7 and later send absolute ones themselves.
+- What speaks to replicas or subscribers and not to the data is left out: a load must
+  not publish, and some servers refuse to start on CLUSTER in an AOF. In an AOF neither
+  PING nor REPLCONF has a place; on a link they are harmless, and leaving them keeps the
+  offsets what they were.
+- TRIMSLOTS deletes keys that it does not name; that is refused.
+
+Only what may need a change is parsed. The facts of each frame say which commands it
+holds; a run of frames, from boundary to boundary, with nothing of the above in it is
+passed on as it is, which is thirty times as fast.
+
+SCRIPT LOAD is passed on: a 6.2 with lua-replicate-commands off replicates EVALSHA.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import hiredis
+
+from kvtape.errors import PointError, VerificationError
+from kvtape.replication.resp import PIECE, pack, packed_length
+from kvtape.tape.segment import Facts, Mark
+
+Destination = Literal["file", "link"]
+
+Command = Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Stream bytes [start, end) and the facts of the frame that they are of."""
+
+    start: int
+    end: int
+    data: bytes
+    facts: Facts
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its frame."""
+        return self.start == self.facts.start and self.end == self.facts.end
+
+    @property
+    def ends_at_boundary(self) -> bool:
+        """Whether a command, and no transaction, ends with it.
+
+        A piece that is cut short is cut at a boundary.
+        """
+        return self.end < self.facts.end or self.end == self.facts.boundary
+
+
+@dataclass(slots=True)
+class Tally:
+    """What went through a translation."""
+
+    commands: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    left_out: int = 0
+    rewritten: int = 0
+    highest_db: int = -1
+    names: set[bytes] = field(default_factory=set)
+
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether every byte was passed on as it is."""
+        return not self.left_out and not self.rewritten
+
+
+class Translator:
+    """Translates one stream, from a boundary on, for a file (AOF) or a link.
+
+    translate() returns the bytes to pass on, which may lag behind by an unfinished
+    command; when the last piece ends at a boundary, nothing is left behind.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        self.tally = Tally()
+        self._left_out = _LEFT_OUT[destination]
+        self._suspects = self._left_out | _RULES.keys()
+        self._pieces: list[Piece] = []
+
+    def translate(self, piece: Piece) -> bytes:
+        """Return what to pass on after the next piece."""
+        self._pieces.append(piece)
+        if not piece.ends_at_boundary:
+            return b""
+        pieces, self._pieces = self._pieces, []
+        data = pieces[0].data if len(pieces) == 1 else b"".join(p.data for p in pieces)
+        if all(map(self._is_plain, pieces)):
+            self.tally.commands += sum(p.facts.summary.commands for p in pieces)
+        else:
+            marks = [mark for piece in pieces for mark in piece.facts.marks]
+            data = self._translate(data, pieces[0].start, marks)
+        self._count(pieces, len(data))
+        return data
+
+    def _count(self, pieces: Sequence[Piece], length: int) -> None:
+        tally = self.tally
+        tally.bytes_out += length
+        for piece in pieces:
+            tally.bytes_in += len(piece.data)
+            tally.names |= piece.facts.summary.names.keys()
+            tally.highest_db = max(tally.highest_db, piece.facts.summary.highest_db)
+
+    def _is_plain(self, piece: Piece) -> bool:
+        """Whether there is certainly nothing to change, nor commands to count."""
+        summary = piece.facts.summary
+        if summary.lost or not piece.is_whole:
+            return False
+        suspects = summary.names.keys() & self._suspects
+        return all(
+            summary.names[name] <= _PLAIN_WORDS.get(name, 0) for name in suspects
+        )
+
+    def _translate(self, data: bytes, start: int, marks: Sequence[Mark]) -> bytes:
+        offsets = [mark.offset for mark in marks]
+        out: list[bytes] = []
+        copied = 0
+        for command, begin, end in read_commands(data, start):
+            self.tally.commands += 1
+            name = command[0].upper()
+            if name not in self._suspects:
+                continue
+            replacement = b""
+            if name not in self._left_out:
+                time = marks[min(bisect_left(offsets, end), len(marks) - 1)].time
+                changed = _RULES[name](command, time)
+                if changed is None:
+                    continue
+                replacement = pack(*changed)
+                self.tally.rewritten += 1
+            else:
+                self.tally.left_out += 1
+            out += (data[copied : begin - start], replacement)
+            copied = end - start
+        return b"".join((*out, data[copied:]))
+
+
+def read_commands(data: bytes, start: int) -> Iterator[tuple[list[bytes], int, int]]:
+    """Yield the commands of stream bytes that begin at offset start, with their ends.
+
+    Each comes with its start and end offset. VerificationError if they are no commands,
+    or if the last is cut short.
+    """
+    reader = hiredis.Reader()
+    begin = start
+    for position in range(0, len(data), PIECE):
+        reader.feed(data[position : position + PIECE])
+        try:
+            while (command := reader.gets()) is not False:
+                end = begin + packed_length(command)
+                if not command or data[end - start - 2 : end - start] != b"\r\n":
+                    raise _no_commands(begin)
+                yield command, begin, end
+                begin = end
+        except (hiredis.ProtocolError, TypeError):
+            raise _no_commands(begin) from None
+    if begin != start + len(data):
+        raise _no_commands(begin)
+
+
+def _no_commands(offset: int) -> VerificationError:
+    return VerificationError(
+        f"the stream cannot be read as commands from offset {offset} on; restore to an "
+        "offset before it"
+    )
+
+
+# How relative expiries become absolute. time is that of receipt, in ms; a rule returns
+# the command to send instead, or None if it is fine as it is.
+
+_RELATIVE_MS = {b"EX": 1000, b"PX": 1}
+
+
+def _absolute(number: bytes, unit_ms: int, time: int) -> int:
+    return int(number) * unit_ms + time
+
+
+def _set(command: Command, time: int) -> list[bytes | int] | None:
+    """Change SET key value … EX s | PX ms …."""
+    words: list[bytes | int] = list(command)
+    for index, word in enumerate(command[3:-1], 3):
+        if unit := _RELATIVE_MS.get(word.upper()):
+            words[index] = b"PXAT"
+            words[index + 1] = _absolute(command[index + 1], unit, time)
+            return words
+    return None
+
+
+def _setex(command: Command, time: int) -> list[bytes | int]:
+    """Change SETEX key s value, PSETEX key ms value."""
+    _, key, number, value = command
+    unit = 1 if command[0][:1] in b"Pp" else 1000
+    return [b"SET", key, value, b"PXAT", _absolute(number, unit, time)]
+
+
+def _expire(command: Command, time: int) -> list[bytes | int]:
+    """Change EXPIRE key s …, PEXPIRE key ms …."""
+    unit = 1 if command[0][:1] in b"Pp" else 1000
+    when = _absolute(command[2], unit, time)
+    return [b"PEXPIREAT", command[1], when, *command[3:]]
+
+
+def _expire_fields(command: Command, time: int) -> list[bytes | int]:
+    """Change HEXPIRE key s …, HPEXPIRE key ms …."""
+    unit = 1 if command[0][1:2] in b"Pp" else 1000
+    when = _absolute(command[2], unit, time)
+    return [b"HPEXPIREAT", command[1], when, *command[3:]]
+
+
+def _getex(command: Command, time: int) -> list[bytes | int] | None:
+    """Change GETEX key EX s, and HGETEX and HSETEX key … EX s FIELDS …."""
+    words: list[bytes | int] = list(command)
+    for index, word in enumerate(command[2:-1], 2):
+        if word.upper() == b"FIELDS":
+            return None  # what follows are fields, which may have any name
+        if unit := _RELATIVE_MS.get(word.upper()):
+            words[index] = b"PXAT"
+            words[index + 1] = _absolute(command[index + 1], unit, time)
+            return words
+    return None
+
+
+def _restore(command: Command, time: int) -> list[bytes | int] | None:
+    """Change RESTORE key ms payload [REPLACE] …."""
+    options = {word.upper() for word in command[4:]}
+    if b"ABSTTL" in options or int(command[2]) == 0:
+        return None
+    when = _absolute(command[2], 1, time)
+    return [*command[:2], when, *command[3:], b"ABSTTL"]
+
+
+def _refuse_trim(command: Command, time: int) -> None:
+    raise PointError(
+        "the stream deletes the keys of whole slots (TRIMSLOTS), which only a cluster "
+        "node can repeat: restore to an offset before that"
+    )
+
+
+_RULES: dict[bytes, Callable[[Command, int], list[bytes | int] | None]] = {
+    b"SET": _set,
+    b"SETEX": _setex,
+    b"PSETEX": _setex,
+    b"EXPIRE": _expire,
+    b"PEXPIRE": _expire,
+    b"GETEX": _getex,
+    b"HEXPIRE": _expire_fields,
+    b"HPEXPIRE": _expire_fields,
+    b"HGETEX": _getex,
+    b"HSETEX": _getex,
+    b"RESTORE": _restore,
+    b"RESTORE-ASKING": _restore,
+    b"TRIMSLOTS": _refuse_trim,
+}
+
+# With no more words than these a command has no options that a rule would change.
+_PLAIN_WORDS = {b"SET": 3}
+
+_LEFT_OUT: dict[Destination, frozenset[bytes]] = {
+    "file": frozenset({b"PING", b"REPLCONF", b"PUBLISH", b"SPUBLISH", b"CLUSTER"}),
+    "link": frozenset({b"PUBLISH", b"SPUBLISH", b"CLUSTER"}),
+}
