@@ -31,7 +31,7 @@ from kvtape.record.commits import Commits
 from kvtape.record.position import recover, stored_catalogue, stored_position
 from kvtape.record.recorder import Limits, Recorder
 from kvtape.record.session import Ack, Session
-from kvtape.record.signal import Signal
+from kvtape.signal import Signal
 from kvtape.record.uploader import Uploader
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError, Replica

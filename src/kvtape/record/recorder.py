@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import trio
 
 from kvtape.record.position import Position, recover
-from kvtape.record.signal import Signal
+from kvtape.signal import Signal
 from kvtape.replication.tracker import Summary, Tracker
 from kvtape.storage.spool import Spool
 from kvtape.tape.segment import MAX_FRAME, Header, Mark

@@ -19,7 +19,7 @@ from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
-from kvtape.record.signal import Signal
+from kvtape.signal import Signal
 from kvtape.record.snapshot import SnapshotReceiver
 from kvtape.replication.replica import (
     NEED_DATA,

@@ -13,7 +13,7 @@ import trio
 
 from kvtape.errors import RepositoryError
 from kvtape.record.backoff import Backoff
-from kvtape.record.signal import Signal
+from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.tape.names import SegmentName, parse

@@ -16,13 +16,17 @@ on Redis 6.2 to 8.0 and Valkey 8.0 to 9.1):
 - Newlines are welcome between Psync and the snapshot, and nowhere else: in the stream
   they count in the offset, and within a snapshot they are snapshot.
 - An inline command makes a replica drop the link and everything it knows.
+- A replica sends newlines, too: while it empties itself and loads a snapshot, to say
+  that it is alive (replication.c:replicationSendNewlineToMaster).
+
+Commands are parsed here and not by hiredis, which never tells where one ends, so that
+a newline between two of them could not be skipped; and it makes room for as many words
+as a header announces, on a port that anyone may connect to.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import hiredis
 
 from kvtape.errors import ProtocolError, ServerError
 from kvtape.replication.replica import NEED_DATA, NeedData
@@ -30,11 +34,15 @@ from kvtape.replication.resp import pack
 
 PING = pack("PING")
 
-# A replica says little: a command longer than this is not one of a replica.
-_MAX_BUFFER = 64 * 1024
+# A replica says little: what is longer than this is not one of its commands.
+_MOST_WORDS = 64
+_MOST_BYTES = 64 * 1024
+_LONGEST_LINE = len("$65536\r\n")
 
-# A TLS handshake begins so; a replica with tls-replication sends one.
-_TLS_HANDSHAKE = b"\x16\x03"
+_PSYNC_WORDS = len(("replid", "offset"))
+
+# A TLS record of type handshake begins so; a replica with tls-replication sends one.
+_TLS_HANDSHAKE = b"\x16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +71,14 @@ class Primary:
     """Our half of one connection from a replica.
 
     listening_port and version are what the replica announced, if it did; version is
-    sent by Valkey 8 and later only.
+    sent by Valkey 8 and later only. next_event() raises ServerError for a replica that
+    wants TLS and ProtocolError for what no replica says; there is no going on then.
     """
 
     def __init__(self) -> None:
         self.listening_port: int | None = None
         self.version: str | None = None
-        self._reader = hiredis.Reader()
-        self._has_heard = False
+        self._buffer = b""
         self._outgoing = b""
 
     def data_to_send(self) -> bytes:
@@ -80,24 +88,14 @@ class Primary:
 
     def receive_data(self, data: bytes) -> None:
         """Add what the replica sent. Nothing is answered until next_event()."""
-        if not self._has_heard and data.startswith(_TLS_HANDSHAKE):
-            raise ServerError(
-                "the target connects back by TLS, which a restore does not speak: "
-                "CONFIG SET tls-replication no there for as long as it takes"
-            )
-        self._has_heard = self._has_heard or bool(data)
-        self._reader.feed(data)
-        if self._reader.len() > _MAX_BUFFER:
-            raise ProtocolError("the target sent what no replica sends")
+        self._buffer += data
 
     def next_event(self) -> Event | NeedData:
         """Answer what needs no decision; return what does, or NEED_DATA."""
-        try:
-            while (command := self._reader.gets()) is not False:
-                if (event := self._read(command)) is not None:
-                    return event
-        except hiredis.ProtocolError as error:
-            raise ProtocolError(f"the target is no replica: {error}") from None
+        while (command := self._take_command()) is not None:
+            name, *words = command
+            if (event := self._answer(name.upper(), words)) is not None:
+                return event
         return NEED_DATA
 
     def full_resync(
@@ -119,20 +117,26 @@ class Primary:
         """Answer with an error, such as "LOADING Redis is loading"."""
         self._outgoing += f"-{error}\r\n".encode()
 
-    def _read(self, command: object) -> Event | None:
-        match command:
-            case [bytes(name), *rest]:
-                words = [word for word in rest if isinstance(word, bytes)]
-                if len(words) == len(rest):
-                    return self._answer(name.upper(), words)
-            case _:
-                pass
-        raise ProtocolError(f"the target is no replica: it sent {command!r:.80}")
+    def _take_command(self) -> list[bytes] | None:
+        self._buffer = self._buffer.lstrip(b"\n")
+        if self._buffer.startswith(_TLS_HANDSHAKE):
+            raise ServerError(
+                "the target connects back by TLS, which a restore does not speak: "
+                "CONFIG SET tls-replication no there for as long as it takes"
+            )
+        if (command := _first_command(self._buffer)) is None:
+            return None
+        words, end = command
+        self._buffer = self._buffer[end:]
+        return words
 
     def _answer(self, name: bytes, words: list[bytes]) -> Event | None:
         match name:
-            case b"PSYNC":
+            case b"PSYNC" if len(words) == _PSYNC_WORDS:
                 return self._psync(words)
+            case b"PSYNC":
+                # FAILOVER comes third, from a primary that wants us to take its place.
+                self.refuse("ERR not a replica, and no server to fail over to")
             case b"REPLCONF":
                 return self._replconf(words)
             case b"PING":
@@ -147,7 +151,7 @@ class Primary:
     def _psync(self, words: list[bytes]) -> Event:
         try:
             replid, wanted = words[0].decode(), int(words[1])
-        except (IndexError, ValueError):
+        except ValueError:
             raise ProtocolError(f"the target asked for PSYNC {words!r:.80}") from None
         return Psync(None if replid.startswith("?") else replid, wanted - 1)
 
@@ -163,6 +167,43 @@ class Primary:
             self.version = version.decode("ascii", "replace")
         self._outgoing += b"+OK\r\n"
         return None
+
+
+def _first_command(data: bytes) -> tuple[list[bytes], int] | None:
+    """Return the words of the command that data begins with, and where it ends.
+
+    None if it is not complete.
+    """
+    if (header := _length(b"*", data, 0)) is None:
+        return None
+    count, end = header
+    if not 0 < count <= _MOST_WORDS:
+        raise ProtocolError(f"the target is no replica: it sent {count} words at once")
+    words = []
+    for _ in range(count):
+        if (header := _length(b"$", data, end)) is None:
+            return None
+        length, start = header
+        end = start + length + len(b"\r\n")
+        if end > _MOST_BYTES:
+            raise ProtocolError("the target is no replica: it sent too long a command")
+        if len(data) < end:
+            return None
+        words.append(data[start : start + length])
+    return words, end
+
+
+def _length(kind: bytes, data: bytes, start: int) -> tuple[int, int] | None:
+    """Return the number in a line such as $40, and where the line ends.
+
+    None if it is not complete.
+    """
+    line, ending, _ = data[start : start + _LONGEST_LINE].partition(b"\r\n")
+    digits = line[1:] if ending else line[1:].removesuffix(b"\r")
+    is_legal = line[:1] in (b"", kind) and (digits.isdigit() or not digits)
+    if not is_legal or (not digits if ending else len(line) == _LONGEST_LINE):
+        raise ProtocolError(f"the target is no replica: it sent {line!r}")
+    return (int(digits), start + len(line) + len(ending)) if ending else None
 
 
 def _integer(word: bytes) -> int:

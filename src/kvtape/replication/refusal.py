@@ -48,7 +48,7 @@ _BY_TEXT = {
     " leave the password out, or name the user",
     "no password is set": "no password is set there: leave the password out",
     "invalid password": "the password is wrong",
-    "unknown command": "it does not know {command}: a managed service that blocks "
+    "unknown command": "it does not know {name}: a managed service that blocks "
     "replication, a Sentinel, a proxy, or not Redis or Valkey at all; record from a "
     "server that one can replicate from",
     "unrecognized replconf option": "it does not know {command}: it is older than "
@@ -63,18 +63,50 @@ _PASSING_TEXT = {
 }
 
 
-def refused(reply: str, command: str) -> RefusedError:
-    """Return the error for an error reply (without its -) to one of our commands."""
+# The longest part of a reply that is quoted. What protected mode says fills a page.
+_QUOTED = 200
+
+
+def refused(reply: str, command: str, secret: str = "") -> RefusedError:
+    """Return the error for an error reply (without its -) to one of our commands.
+
+    The secret is the password that was sent with it: it is not quoted.
+    """
+    meaning, is_passing = _meaning(reply, command)
+    return RefusedError(
+        f"the server refused: {meaning} ({quoted(reply, secret)})",
+        is_passing=is_passing,
+    )
+
+
+def _meaning(reply: str, command: str) -> tuple[str, bool]:
+    """Return what a refusal means, and whether it passes."""
     code, text = reply.partition(" ")[0], reply.lower()
+    # Codes first: protected mode's text also says that no password is set.
     if code in _PASSING:
-        return _passing(_PASSING[code], reply)
+        return _PASSING[code], True
+    if code in _BY_CODE:
+        return _BY_CODE[code], False
     for part, meaning in _PASSING_TEXT.items():
         if part in text:
-            return _passing(meaning, reply)
+            return meaning, True
     for part, meaning in _BY_TEXT.items():
         if part in text:
-            return _lasting(meaning.format(command=command), reply)
-    return _lasting(_BY_CODE.get(code, f"it refused {command}"), reply)
+            name = command.partition(" ")[0]
+            return meaning.format(command=command, name=name), False
+    return f"it refused {command}", False
+
+
+def quoted(reply: str, secret: str = "") -> str:
+    """Return what a server said, fit for a message: on one line, short, no secret in it.
+
+    A server that does not know a command repeats what came with it, and with AUTH came
+    the password, of which it may show only the first part.
+    """
+    shown = reply.partition(", with args beginning with")[0]
+    if secret:
+        shown = shown.replace(secret, "***")
+    return repr(shown if len(shown) <= _QUOTED else shown[:_QUOTED] + "...")
 
 
 def not_a_server(line: bytes) -> RefusedError | None:
@@ -93,11 +125,3 @@ def closed_without_a_word() -> RefusedError:
         "the server closed the connection without a word: the port may speak TLS, or a "
         "firewall or proxy may stand in between"
     )
-
-
-def _passing(meaning: str, reply: str) -> RefusedError:
-    return RefusedError(f"the server refused: {meaning} ({reply!r})", is_passing=True)
-
-
-def _lasting(meaning: str, reply: str) -> RefusedError:
-    return RefusedError(f"the server refused: {meaning} ({reply!r})")

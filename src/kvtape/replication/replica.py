@@ -34,19 +34,24 @@ from kvtape.errors import ProtocolError, ServerError
 from kvtape.replication.refusal import (
     closed_without_a_word,
     not_a_server,
+    quoted,
     refused,
 )
 from kvtape.replication.resp import pack
 
-# The longest line a primary sends here is an error; Redis itself reads these lines
-# into a buffer of 1024 bytes (replication.c:receiveSynchronousResponse).
-MAX_LINE = 1024
+# The longest line a server sends here is what it says in protected mode: up to 1101
+# bytes (networking.c:clientAcceptHandler of Redis 6.2), more than the 1024 of the
+# buffer that Redis itself reads these lines into.
+MAX_LINE = 4096
 
 # A diskless snapshot has no length: the primary invents 40 random bytes, says them up
 # front, and says them again at the end.
 MARK_LENGTH = 40
 
 REPLID_LENGTH = 40
+
+# Offsets and lengths are signed 64-bit numbers.
+_HIGHEST = 2**63 - 1
 
 # Servers accept and show any number; Sentinel ignores a replica whose port is beyond
 # 65535, so that it never counts us as one of its own (sentinel.c:createSentinelAddr).
@@ -137,8 +142,13 @@ class _Step:
     @property
     def name(self) -> str:
         """What to call it in an error: never with its arguments if it is AUTH."""
-        words = self.words[:1] if self.words[0] == "AUTH" else self.words
+        words = self.words[:1] if self.secret else self.words
         return " ".join(map(str, words))
+
+    @property
+    def secret(self) -> str:
+        """The password in it, if there is one."""
+        return str(self.words[-1]) if self.words[0] == "AUTH" else ""
 
 
 class Replica:
@@ -255,11 +265,10 @@ class Replica:
     def _read_reply(self, line: bytes) -> None:
         if line.startswith(b"-"):
             if not self._step.is_optional:
-                raise refused(_text(line[1:]), self._step.name)
+                raise refused(_text(line[1:]), self._step.name, self._step.secret)
         elif line != b"+OK":
-            raise ProtocolError(
-                f"the server answered {self._step.name} with {_text(line[:80])!r}"
-            )
+            reply = quoted(_text(line), self._step.secret)
+            raise ProtocolError(f"the server answered {self._step.name} with {reply}")
         if self._steps:
             self._step = self._steps.pop(0)
             self._outgoing += pack(*self._step.words)
@@ -275,8 +284,8 @@ class Replica:
 
     def _read_psync_reply(self, line: bytes) -> Event:
         match line.split():
-            case [b"+FULLRESYNC", replid, offset] if (
-                len(replid) == REPLID_LENGTH and offset.isdigit()
+            case [b"+FULLRESYNC", replid, offset] if _is_replid(replid) and _is_number(
+                offset
             ):
                 self._state = _State.PREAMBLE
                 self._offset = int(offset)
@@ -285,13 +294,13 @@ class Replica:
                 self._state = _State.STREAM
                 return Continue(self._replid)
             case [b"+CONTINUE", replid] if (
-                len(replid) == REPLID_LENGTH and self._replid is not None
+                _is_replid(replid) and self._replid is not None
             ):
                 self._state = _State.STREAM
                 return Continue(_text(replid))
         if line.startswith(b"-"):
             raise refused(_text(line[1:]), "PSYNC")
-        raise ProtocolError(f"the server answered PSYNC with {_text(line[:80])!r}")
+        raise ProtocolError(f"the server answered PSYNC with {quoted(_text(line))}")
 
     def _read_preamble(self, line: bytes) -> Event:
         mark = line.removeprefix(b"$EOF:")
@@ -299,13 +308,13 @@ class Replica:
             self._state = _State.SNAPSHOT
             self._mark = mark
             return SnapshotStart(None)
-        if line[:1] == b"$" and line[1:].isdigit():
+        if line[:1] == b"$" and _is_number(line[1:]):
             self._state = _State.SNAPSHOT
             self._remaining = int(line[1:])
             return SnapshotStart(self._remaining)
         if line.startswith(b"-"):
             raise refused(_text(line[1:]), "PSYNC")
-        raise ProtocolError(f"the server began a snapshot with {_text(line[:80])!r}")
+        raise ProtocolError(f"the server began a snapshot with {quoted(_text(line))}")
 
     def _sized_snapshot(self) -> Event | NeedData:
         if self._remaining == 0:
@@ -355,6 +364,15 @@ def _handshake(
         # Servers before Valkey 8 do not know it, and need not.
         _Step(("REPLCONF", "version", ANY_VERSION), is_optional=True),
     )
+
+
+def _is_replid(word: bytes) -> bool:
+    # It becomes the name of a folder. Real ones are hexadecimal.
+    return len(word) == REPLID_LENGTH and word.isalnum()
+
+
+def _is_number(word: bytes) -> bool:
+    return word.isdigit() and int(word) <= _HIGHEST
 
 
 def _text(line: bytes) -> str:

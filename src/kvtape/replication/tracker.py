@@ -33,6 +33,10 @@ from kvtape.replication.resp import PIECE, packed_length, packed_lengths
 # a longer one is walked over. It bounds both the memory and the repeated work.
 _KEPT = 2 * PIECE
 
+# An array of more words than this does not fit in _KEPT: a word takes six bytes or more.
+# hiredis makes room for all of them at once, so it is not asked twice.
+_MANY = _KEPT // len("$0\r\n\r\n")
+
 # The longest line that can stand before a word: $ or *, a 64-bit number, CRLF.
 _LONGEST_LINE = 1 + 20 + 2
 
@@ -41,6 +45,9 @@ _LONGEST_NAME = 64
 
 # The most words that a summary counts; it has one byte for them.
 MANY_WORDS = 255
+
+# The number of a database is an int of C, and no server is configured with so many.
+_DB_DIGITS = 9
 
 NO_DB = -1
 
@@ -117,13 +124,9 @@ class Tracker:
             if self.lost_because is None:
                 try:
                     self._follow(piece)
-                except (
-                    _NotCommandsError,
-                    hiredis.ProtocolError,
-                    TypeError,
-                    IndexError,
-                ) as error:
-                    self._lose(str(error))
+                except _NotCommandsError as error:
+                    end = self.offset + len(piece)
+                    self._lose(f"{error} (between {self.boundary} and {end})")
             self.offset += len(piece)
         if self.lost_because is not None:
             self.boundary = self.offset
@@ -140,8 +143,9 @@ class Tracker:
         return taken
 
     def _lose(self, why: str) -> None:
-        self.lost_because = f"{why} (between {self.boundary} and {self.offset})"
+        self.lost_because = why
         self._summary.lost = True
+        self._in_multi = False
         self._kept = b""
         self._walk = None
 
@@ -152,34 +156,37 @@ class Tracker:
             position = self._walk.advance(piece)
             if not self._walk.is_done:
                 return
-            self._note(self._walk.name, self._walk.words)
+            if self._note(self._walk.name, self._walk.words) in _TURNS:
+                # What it says was not kept, and no primary says so much with it.
+                raise _NotCommandsError(f"a {self._walk.name!r} that never ends")
             self._summary.commands += 1
             self._walk = None
             self._reach(self.offset + position)
         start = self.offset + position - len(self._kept)
         rest = self._kept + piece[position:]
         self._kept = rest[self._follow_commands(rest, start) :]
-        if len(self._kept) > _KEPT:
+        if _is_long(self._kept):
             self._walk = _Walk()
             self._walk.advance(self._kept)
             self._kept = b""
 
     def _follow_commands(self, data: bytes, start: int) -> int:
         """Follow the whole commands in data; return where the last of them ends."""
-        reader = hiredis.Reader()
-        reader.feed(data)
-        commands: list[list[bytes]] = list(iter(reader.gets, False))
+        commands = _parse(data)
         if not commands:
             return 0
-        pairs = set(zip(map(_name, commands), map(len, commands), strict=True))
+        try:
+            pairs = set(zip(map(_name, commands), map(len, commands), strict=True))
+            end = packed_lengths(commands)
+        except (TypeError, LookupError):
+            raise _NotCommandsError("a reply, or a command without words") from None
+        # A simple string or a newline in the stream shows here at the latest: the
+        # lengths are right only for what a primary writes.
+        if data[end - 2 : end] != b"\r\n" or data[end : end + 1] not in (b"", b"*"):
+            raise _NotCommandsError("what follows a command is not a command")
         # A dictionary's keys would do, were it not for a server's freedom of case.
         names = {self._note(name, words) for name, words in pairs}
         self._summary.commands += len(commands)
-        end = packed_lengths(commands)
-        # A reply, a newline or a padded number in the stream shows here at the latest:
-        # the lengths are right only for what a primary writes.
-        if data[end - 2 : end] != b"\r\n" or data[end : end + 1] not in (b"", b"*"):
-            raise _NotCommandsError("what follows a command is not a command")
         if names.isdisjoint(_TURNS):
             self._reach(start + end)
         else:
@@ -200,7 +207,7 @@ class Tracker:
                     self._in_multi = True
                 case b"EXEC":
                     self._in_multi = False
-                case b"REPLCONF" if command[1].upper() == b"GETACK":
+                case b"REPLCONF" if b"GETACK" in map(bytes.upper, command):
                     self._getack = True
             self._reach(offset)
 
@@ -220,11 +227,31 @@ class Tracker:
         return canonical
 
 
-def _db(command: Sequence[bytes]) -> int:
+def _parse(data: bytes) -> list[list[bytes]]:
+    """Return the whole commands in data, or whatever else begins with a *."""
+    if data[:1] not in (b"", b"*"):
+        raise _NotCommandsError(f"no command begins with {data[:16]!r}")
+    reader = hiredis.Reader()
+    reader.feed(data)
     try:
-        return int(command[1])
-    except ValueError:
-        raise _NotCommandsError(f"SELECT of {command[1][:16]!r}") from None
+        return list(iter(reader.gets, False))
+    except (hiredis.ProtocolError, TypeError, MemoryError) as error:
+        # A map may have a key that Python's cannot have, and an array may announce
+        # more elements than there is memory for.
+        raise _NotCommandsError(str(error) or "too many words") from None
+
+
+def _is_long(unfinished: bytes) -> bool:
+    """Whether to walk over a command rather than to parse it again with what follows."""
+    words, ending, _ = unfinished[1:_LONGEST_LINE].partition(b"\r\n")
+    return len(unfinished) > _KEPT or (bool(ending) and int(words) > _MANY)
+
+
+def _db(command: Sequence[bytes]) -> int:
+    match command:
+        case [_, number] if number.isdigit() and len(number) <= _DB_DIGITS:
+            return int(number)
+    raise _NotCommandsError(f"a SELECT of {b' '.join(command[1:])[:16]!r}")
 
 
 class _Walk:
@@ -272,8 +299,9 @@ class _Walk:
         return stop
 
     def _begin(self, line: bytes) -> None:
-        kind, digits, ending = line[:1], line[1:-2], line[-2:]
-        if not digits.isdigit() or ending != b"\r\n":
+        kind, digits = line[:1], line[1:-2]
+        # hiredis takes no padded numbers either, so what is lost does not depend on cuts.
+        if not digits.isdigit() or line != b"%s%d\r\n" % (kind, int(digits)):
             raise _NotCommandsError(f"no length in {line!r}")
         if self._to_come is None and kind == b"*":
             self._to_come = self.words = int(digits)

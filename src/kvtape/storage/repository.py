@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,13 +29,17 @@ class Repository:
         for path in self.store.list(depth=2):
             name, _, rest = path.partition("/")
             if rest == SOURCE_DOCUMENT:
-                document = self.store.read(path)
-                found[name] = documents.decode(documents.Source, document, path)
+                document, where = self.store.read(path), f"{self.store.url}/{path}"
+                found[name] = documents.decode(documents.Source, document, where)
         return found
 
     def source(self, name: str | None = None) -> SourceFolder:
         """Return one source's folder; name may be left out where there is but one."""
         sources = self.sources()
+        if not sources:
+            raise UsageError(
+                f"{self.store.url} holds no source yet: kvtape record begins one"
+            )
         if name is None:
             if len(sources) != 1:
                 raise UsageError(
@@ -56,7 +61,9 @@ class Repository:
             )
         if source.name not in self.sources():
             path = f"{source.name}/{SOURCE_DOCUMENT}"
-            self.store.put(path, documents.encode(source))
+            # Another agent may begin with it at the same moment.
+            with suppress(IdentityError):
+                self.store.put(path, documents.encode(source))
         return SourceFolder(self.store, source.name)
 
 
@@ -116,7 +123,8 @@ def open_repository(url: str) -> Repository:
         raise RepositoryError(
             f"there is no repository at {store.url}; kvtape record creates one"
         ) from None
-    document = documents.decode(documents.Repository, content, REPOSITORY_DOCUMENT)
+    where = f"{store.url}/{REPOSITORY_DOCUMENT}"
+    document = documents.decode(documents.Repository, content, where)
     if document.format != documents.FORMAT_VERSION:
         raise IdentityError(
             f"{store.url} has format version {document.format}, and this kvtape knows "
@@ -132,9 +140,11 @@ def create_repository(url: str, now: int) -> Repository:
         document = documents.Repository(
             documents.FORMAT_VERSION, uuid.uuid4().hex, created=now
         )
-        store.put(REPOSITORY_DOCUMENT, documents.encode(document))
+        # Another agent may create it at the same moment; then it is theirs.
+        with suppress(IdentityError):
+            store.put(REPOSITORY_DOCUMENT, documents.encode(document))
     return open_repository(url)
 
 
 def _listed(sources: Mapping[str, object]) -> str:
-    return f"the sources {', '.join(sorted(sources))}" if sources else "no source yet"
+    return f"the sources {', '.join(sorted(sources))}"

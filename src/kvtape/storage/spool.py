@@ -33,7 +33,7 @@ from typing import BinaryIO
 import msgspec
 
 from kvtape.errors import IdentityError, RepositoryError
-from kvtape.storage.store import LocalStore, make_folder, sync_folder
+from kvtape.storage.store import LocalStore, make_folder, replace_file, sync_folder
 from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
 from kvtape.tape.segment import (
     NEED_DATA,
@@ -282,17 +282,6 @@ class Spool:
     def note_full_resyncs(self, times: list[int]) -> None:
         """Remember when full resyncs were begun."""
         replace_file(self.folder / "full-resyncs.json", msgspec.json.encode(times))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file whole, durably, or leave the one that was there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    sync_folder(path.parent)
 
 
 def _upload_order(path: str) -> tuple[int, int, str]:

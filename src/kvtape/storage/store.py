@@ -4,10 +4,13 @@ Objects are written once, whole or not at all, and never changed. Two writers ar
 and not one, because fsspec's own for the local disk never calls fsync: an object in a
 folder is written beside its place, synced, and linked to its name, which fails if the
 name is taken. On an object store, uploading is atomic by itself; on the others (SFTP,
-SMB, …) an object is uploaded beside its place and renamed.
+SMB, …) an object is uploaded beside its place and renamed. Beside its place it has a
+name that no other writer has: two agents may write the same object at once, and one
+must not finish what the other has just begun.
 
 All calls block. Errors of every store become RepositoryError here, so that nothing of
-fsspec's many backends is seen elsewhere.
+fsspec's many backends is seen elsewhere; only that there is no object to read stays a
+FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+import re
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from urllib.parse import unquote
 
 import fsspec
 
-from kvtape.errors import IdentityError, RepositoryError
+from kvtape.errors import IdentityError, RepositoryError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Stores whose upload makes the whole object appear at once.
 _ATOMIC = frozenset(
@@ -33,6 +41,11 @@ _ATOMIC = frozenset(
 _UNFINISHED = ".partial"
 
 _PIECE = 1024 * 1024
+
+_SCHEME = re.compile(r"([A-Za-z0-9+.-]+)(?:::|://)")
+
+# user:password@ of a URL, also of one that stands behind another (simplecache::sftp://).
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)(?=@)")
 
 
 class Store(Protocol):
@@ -59,9 +72,13 @@ class Store(Protocol):
 
 def open_store(url: str) -> Store:
     """Return the store for a path or an fsspec URL. Nothing is created or read."""
-    scheme = urlsplit(url).scheme if "://" in url or "::" in url else ""
-    if scheme in ("", "file", "local"):
-        return LocalStore(Path(url.removeprefix(f"{scheme}://") or "/"))
+    if not url:
+        raise UsageError("the repository's path or URL is empty")
+    match = _SCHEME.match(url)
+    if match is None:
+        return LocalStore(Path(url).expanduser())
+    if match[0] in ("file://", "local://"):
+        return LocalStore(Path(url.removeprefix(match[0]) or "/"))
     return FsspecStore(url)
 
 
@@ -82,10 +99,12 @@ class LocalStore:
                     deeper = depth - 1 - len(Path(folder).relative_to(top).parts)
                     folders[:] = folders if deeper > 0 else []
                 for name in files:
-                    if not name.endswith(_UNFINISHED):
-                        file = Path(folder, name)
-                        path = file.relative_to(self.folder).as_posix()
-                        found[path] = file.stat().st_size
+                    file = Path(folder, name)
+                    # What is deleted meanwhile is not there.
+                    with contextlib.suppress(FileNotFoundError):
+                        if not name.endswith(_UNFINISHED):
+                            path = file.relative_to(self.folder).as_posix()
+                            found[path] = file.stat().st_size
         return found
 
     def read(self, path: str) -> bytes:
@@ -95,21 +114,22 @@ class LocalStore:
 
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
-        with _translated(f"{self.url}/{path}", "read"):
-            return (self.folder / path).open("rb")
+        what = f"{self.url}/{path}"
+        with _translated(what, "read"):
+            return _reader((self.folder / path).open("rb", buffering=0), what)
 
     def put(self, path: str, source: Path | bytes) -> None:
         """Write an object, durably: when this returns, a power cut does not undo it."""
         target = self.folder / path
-        partial = target.with_name(f".{target.name}{_UNFINISHED}")
+        partial = target.with_name(_unfinished(f".{target.name}"))
         with _translated(f"{self.url}/{path}", "write"):
             make_folder(target.parent)
-            with _reading(source) as content, partial.open("wb") as file:
-                while piece := content.read(_PIECE):
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
             try:
+                with _reading(source) as content, partial.open("xb") as file:
+                    while piece := content.read(_PIECE):
+                        file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
                 _name_once(partial, target)
             except FileExistsError:
                 _must_be_same(self, path, source)
@@ -122,7 +142,8 @@ class FsspecStore:
     """Anything that fsspec reaches."""
 
     def __init__(self, url: str) -> None:
-        self.url = _without_secrets(url)
+        self.url = _PASSWORD.sub(r"\1", url)
+        self._passwords = [match[2] for match in _PASSWORD.finditer(url)]
         protocol = url.split("://", 1)[0].split("::", 1)[0]
         self._is_atomic = protocol in _ATOMIC
         try:
@@ -130,10 +151,13 @@ class FsspecStore:
             filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise RepositoryError(
-                f"{self.url} needs a package that is not installed: {error}"
+                f"{self.url} needs a package that is not installed: "
+                f"{_reason(error, self._passwords)}"
             ) from None
-        except (ValueError, TypeError) as error:
-            raise RepositoryError(f"{self.url} is no place to store: {error}") from None
+        except Exception as error:  # some connect here, with exceptions of their own
+            raise RepositoryError(
+                f"{self.url} is no place to store: {_reason(error, self._passwords)}"
+            ) from error
         self._filesystem: Any = filesystem
         self._root = root.rstrip("/")
 
@@ -141,7 +165,7 @@ class FsspecStore:
         """Return the path and length of every object under a folder."""
         folder = f"{self._root}/{prefix}".rstrip("/")
         found: dict[str, int] = {}
-        with _translated(self.url, "list"):
+        with _translated(self.url, "list", self._passwords):
             self._filesystem.invalidate_cache()
             # find() of a folder that is not there is empty on some stores only.
             if not self._filesystem.exists(folder):
@@ -156,20 +180,21 @@ class FsspecStore:
 
     def read(self, path: str) -> bytes:
         """Return a whole object."""
-        with _translated(f"{self.url}/{path}", "read"):
+        with _translated(f"{self.url}/{path}", "read", self._passwords):
             content: bytes = self._filesystem.cat_file(f"{self._root}/{path}")
         return content
 
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
-        with _translated(f"{self.url}/{path}", "read"):
+        what = f"{self.url}/{path}"
+        with _translated(what, "read", self._passwords):
             file: BinaryIO = self._filesystem.open(f"{self._root}/{path}", "rb")
-        return file
+        return _reader(file, what, self._passwords)
 
     def put(self, path: str, source: Path | bytes) -> None:
         """Write an object; that it is durable then is the store's promise."""
         target = f"{self._root}/{path}"
-        with _translated(f"{self.url}/{path}", "write"):
+        with _translated(f"{self.url}/{path}", "write", self._passwords):
             if self._filesystem.exists(target):
                 _must_be_same(self, path, source)
                 return
@@ -178,8 +203,9 @@ class FsspecStore:
             else:
                 folder = target.rpartition("/")[0]
                 self._filesystem.makedirs(folder, exist_ok=True)
-                self._upload(source, target + _UNFINISHED)
-                self._filesystem.mv(target + _UNFINISHED, target)
+                partial = _unfinished(target)
+                self._upload(source, partial)
+                self._filesystem.mv(partial, target)
 
     def _upload(self, source: Path | bytes, target: str) -> None:
         if isinstance(source, bytes):
@@ -196,6 +222,17 @@ def make_folder(folder: Path) -> None:
     for above, created in zip(missing[:0:-1], missing[-2::-1], strict=True):
         created.mkdir(exist_ok=True)
         sync_folder(above)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file whole, durably, or leave the one that was there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -233,33 +270,74 @@ def _must_be_same(store: Store, path: str, source: Path | bytes) -> None:
                 return
 
 
+def _unfinished(name: str) -> str:
+    """Return the name of an object that is being written, which no other writer has."""
+    return f"{name}.{uuid.uuid4().hex}{_UNFINISHED}"
+
+
 @contextlib.contextmanager
 def _reading(source: Path | bytes) -> Iterator[BinaryIO]:
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         yield file
 
 
+class _Reader(io.RawIOBase):
+    """An open object, of which reading may fail long after it was opened."""
+
+    def __init__(self, file: Any, what: str, passwords: Sequence[str]) -> None:  # noqa: ANN401
+        self._file = file
+        self._what = what
+        self._passwords = passwords
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        with _translated(self._what, "read", self._passwords):
+            count: int = self._file.readinto(buffer)
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _translated(self._what, "read", self._passwords):
+            position: int = self._file.seek(offset, whence)
+        return position
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def _reader(file: Any, what: str, passwords: Sequence[str] = ()) -> BinaryIO:  # noqa: ANN401
+    return io.BufferedReader(_Reader(file, what, passwords))
+
+
 @contextlib.contextmanager
-def _translated(what: str, verb: str) -> Iterator[None]:
+def _translated(what: str, verb: str, passwords: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, IdentityError, RepositoryError):
+    except (IdentityError, RepositoryError):
         raise
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise RepositoryError(f"cannot {verb} {what}: {reason}") from error
     except Exception as error:  # each backend of fsspec has exceptions of its own
-        raise RepositoryError(f"cannot {verb} {what}: {error}") from error
+        # A store whose folder or bucket is gone says the same, and that is an error.
+        if isinstance(error, FileNotFoundError) and verb == "read":
+            raise
+        reason = _reason(error, passwords)
+        raise RepositoryError(f"cannot {verb} {what}: {reason}") from error
+
+
+def _reason(error: Exception, passwords: Sequence[str]) -> str:
+    """Return what an error says, in one line and without the secrets of a URL."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    line = " ".join(said.split()) or type(error).__name__
+    for password in passwords:
+        for secret in {password, unquote(password)} - {""}:
+            line = line.replace(secret, "***")
+    return line
 
 
 def _raise(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username}@{host}").geturl()

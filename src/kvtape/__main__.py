@@ -1,0 +1,31 @@
+"""Run the command line: python -m kvtape, or the script kvtape."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from kvtape.cli.app import app
+from kvtape.cli.runner import INTERRUPTED
+from kvtape.errors import Error
+
+
+def main() -> NoReturn:
+    """Run a verb. What we can explain is one line; what we cannot is a bug."""
+    try:
+        app()
+    except Error as error:
+        sys.stderr.write(f"kvtape: {error}\n")
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.stderr.write("kvtape: interrupted\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough of it.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""kvtape.toml: any option of any verb, without typing it.
+
+What several verbs share stands at the top, what one verb has under its name:
+
+    repo = "s3://backups/redis"
+    [record]
+    url = "redis://127.0.0.1:6379"
+    flush-interval = "1s"
+
+An unknown key is an error: a misspelt option that is silently not set is how backups
+turn out not to be there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from kvtape.errors import UsageError
+
+DEFAULT = Path("kvtape.toml")
+
+# Options that must not stand in a file, or make no sense there.
+_NOT_IN_A_FILE = {"config", "help"}
+
+
+def apply_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a file's values the defaults of the command that is about to run."""
+    if path is None and not DEFAULT.exists():
+        return None
+    found = path or DEFAULT
+    try:
+        content = tomllib.loads(found.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {found}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{found} is no TOML: {error}") from None
+    context.default_map = _defaults(context, found, content)
+    return found
+
+
+def _defaults(
+    context: typer.Context, path: Path, content: dict[str, object]
+) -> dict[str, object]:
+    """Return the file's values by the names of the running command's parameters."""
+    root = context.find_root()
+    verbs = getattr(root.command, "commands", {})
+    allowed = {verb: _keys(command) for verb, command in verbs.items()}
+    shared = _shared(allowed.values())
+    own = context.command.name or ""
+    defaults: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            if key not in allowed:
+                raise _unknown(path, f"[{key}]", [f"[{verb}]" for verb in allowed])
+            for name in value.keys() - allowed[key].keys():
+                raise _unknown(path, f"{name} in [{key}]", allowed[key])
+        elif key not in shared:
+            raise _unknown(path, key, shared)
+        elif key in allowed[own]:
+            defaults[allowed[own][key]] = value
+    mine = content.get(own, {})
+    if isinstance(mine, dict):
+        defaults |= {allowed[own][key]: value for key, value in mine.items()}
+    return defaults
+
+
+def _keys(command: object) -> dict[str, str]:
+    """Return the keys that set a command's parameters, and the parameters' names."""
+    keys = {}
+    for parameter in getattr(command, "params", []):
+        # An argument's only "option" is its own name.
+        longest = max(parameter.opts, key=len)
+        key = longest.removeprefix("--")
+        if key not in _NOT_IN_A_FILE:
+            keys[key] = parameter.name
+    return keys
+
+
+def _shared(keys: Iterable[Iterable[str]]) -> list[str]:
+    """Return the keys that more than one verb has."""
+    counts = Counter(key for command in keys for key in command)
+    return sorted(key for key, count in counts.items() if count > 1)
+
+
+def _unknown(path: Path, key: str, allowed: Iterable[str]) -> UsageError:
+    return UsageError(
+        f"{path} has the unknown key {key}; allowed there: {', '.join(sorted(allowed))}"
+    )

@@ -1,0 +1,99 @@
+"""The options that verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvtape.cli.config import apply_config
+from kvtape.errors import UsageError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", re.IGNORECASE)
+_BYTES = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BYTES |= {"kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_duration(text: str) -> float:
+    """Read 200ms, 10s, 5m, 1h, 2d or a number of seconds; return seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no duration: give one such as 200ms, 10s or 5m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Read 64MiB, 1GB or a number of bytes; return bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size: give one such as 64MiB or 1GB")
+    return int(match[1]) * _BYTES[(match[2] or "B").lower()]
+
+
+def read_password(file: Path | None) -> str | None:
+    """Return the password from a file or the environment, if there is one."""
+    if file is None:
+        return os.environ.get("KVTAPE_PASSWORD")
+    try:
+        return file.read_text().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the password file {file}: {error}") from None
+
+
+Repo = Annotated[
+    str,
+    typer.Option(
+        "--repo",
+        envvar="KVTAPE_REPO",
+        metavar="REPO",
+        help="The repository: a path, or an fsspec URL such as s3://bucket/folder.",
+        show_default=False,
+    ),
+]
+
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="Which recorded server. May be left out where the repository holds one.",
+        show_default=False,
+    ),
+]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="KVTAPE_CONFIG",
+        metavar="FILE",
+        is_eager=True,
+        callback=apply_config,
+        help="Options from a file; kvtape.toml in this folder is read if it is there.",
+        show_default=False,
+    ),
+]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.")
+]
+
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="The server's password; KVTAPE_PASSWORD is the other safe way.",
+        show_default=False,
+    ),
+]
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more of what happens.")
+]

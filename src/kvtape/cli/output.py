@@ -1,0 +1,105 @@
+"""What a person or a script sees: text and tables, JSON, logs, progress.
+
+Data goes to stdout, everything else to stderr. Tables, progress and colour appear on a
+terminal only. Bytes that are not text appear in JSON as {"base64": "…"}.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from kvtape.restore.job import Advance
+
+_KB = 1000
+
+
+def stderr_console() -> Console:
+    """Return the console for everything that is not data."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_line(line: str) -> None:
+    """Print a line of data."""
+    sys.stdout.write(f"{line}\n")
+
+
+def print_json(document: object) -> None:
+    """Print a document as JSON, indented on a terminal and in one line elsewhere."""
+    content = msgspec.json.encode(document)
+    if sys.stdout.isatty():
+        content = msgspec.json.format(content, indent=2)
+    print_line(content.decode())
+
+
+def set_up_logging(console: Console, *, verbose: bool) -> None:
+    """Send the log to stderr: with times, and one line an event."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logger = logging.getLogger("kvtape")
+    logger.setLevel(level)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+
+
+def format_bytes(count: float) -> str:
+    """Return a length for people: 512 B, 1.5 MB."""
+    if count < _KB:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= _KB
+        if count < _KB:
+            return f"{count:.1f} {unit}"
+    return f"{count / _KB:.1f} TB"
+
+
+class BarWatch:
+    """Shows each stage of a restore as a bar, with bytes and rate."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, name: str, length: int) -> Advance:
+        """Show a new stage."""
+        task: TaskID = self._progress.add_task(name, total=length)
+
+        def advance(count: int) -> None:
+            self._progress.advance(task, count)
+
+        return advance
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[BarWatch]:
+    """Show the stages of a restore on a terminal, and nothing elsewhere."""
+    progress = Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        yield BarWatch(progress)

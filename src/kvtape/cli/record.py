@@ -1,0 +1,151 @@
+"""kvtape record: record a live server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import trio
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from kvtape.cli import options, output
+from kvtape.cli.runner import run_until_signal
+from kvtape.errors import UsageError
+from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.recorder import Limits
+from kvtape.server.url import parse_url
+
+_REFRESH = 0.25
+
+# The time over which the rate is averaged, in refreshes.
+_AVERAGED = 8
+
+
+def record(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="The server: redis://[user[:password]@]host[:port], or valkey://….",
+            show_default=False,
+        ),
+    ],
+    repo: options.Repo,
+    source: options.Source = None,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to keep what is not stored yet: a local disk. By default a "
+            "folder of the user's state.",
+            show_default=False,
+        ),
+    ] = None,
+    ack: Annotated[
+        Literal["auto", "hidden", "received"],
+        typer.Option(
+            help="What to tell the server: hidden is never counted by WAIT or "
+            "FAILOVER, received is what is synced in the spool. auto is received on a "
+            "replica, hidden on a primary."
+        ),
+    ] = "auto",
+    flush_interval: Annotated[
+        str, typer.Option(help="How often what was received is synced to the disk.")
+    ] = "200ms",
+    upload_interval: Annotated[
+        str, typer.Option(help="How often what was written is stored.")
+    ] = "10s",
+    segment_size: Annotated[
+        str, typer.Option(help="The size at which a segment ends in any case.")
+    ] = "64MiB",
+    full_resyncs_per_hour: Annotated[
+        int,
+        typer.Option(
+            min=1, help="How often the server may be asked for a new snapshot."
+        ),
+    ] = 2,
+    stop_timeout: Annotated[
+        str, typer.Option(help="How long to go on storing after Ctrl-C or SIGTERM.")
+    ] = "20s",
+    until_offset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Stop once this offset is stored.", show_default=False
+        ),
+    ] = None,
+    password_file: options.PasswordFile = None,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+) -> None:
+    """Record a live server: its snapshot, and every write after it.
+
+    kvtape poses as a replica. It runs until Ctrl-C or SIGTERM, and then stores what it
+    has; started again, it continues where it stopped.
+    """
+    console = output.stderr_console()
+    output.set_up_logging(console, verbose=verbose)
+    limits = Limits(
+        options.parse_duration(flush_interval),
+        options.parse_duration(upload_interval),
+        options.parse_size(segment_size),
+    )
+    if not limits.segment_size:
+        raise UsageError("--segment-size must be more than nothing")
+    agent = Agent(
+        RecordOptions(
+            parse_url(url).with_password(options.read_password(password_file)),
+            repo,
+            source,
+            spool,
+            ack,
+            limits,
+            full_resyncs_per_hour,
+            options.parse_duration(stop_timeout),
+            until_offset,
+        )
+    )
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            if console.is_terminal:
+                nursery.start_soon(_show, agent, console)
+            await agent.run()
+            nursery.cancel_scope.cancel()
+
+    run_until_signal(main, agent.stop)
+
+
+async def _show(agent: Agent, console: Console) -> None:
+    """Keep a line about the recording at the bottom of a terminal."""
+    received: list[int] = []
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        while True:
+            if agent.is_ready:
+                received = [*received[-_AVERAGED:], agent.recorder.received]
+                rate = max(0, received[-1] - received[0]) / _REFRESH
+                rate /= max(1, len(received) - 1)
+                line = Text(status_line(agent, rate), overflow="ellipsis", no_wrap=True)
+                live.update(line, refresh=True)
+            await trio.sleep(_REFRESH)
+
+
+def status_line(agent: Agent, rate: float) -> str:
+    """Return what an agent does now in a line; rate is in bytes a second."""
+    session, recorder, uploader = agent.session, agent.recorder, agent.uploader
+    if agent.trouble is not None or session is None:
+        return f"waiting: {agent.trouble or 'connecting'}"
+    progress = session.progress
+    if progress.phase == "snapshot":
+        length = progress.snapshot_length
+        of = "" if length is None else f" of {output.format_bytes(length)}"
+        return f"snapshot: {output.format_bytes(progress.snapshot_bytes)}{of}"
+    lag = max(0, recorder.received - max(recorder.durable, uploader.stored))
+    behind = max(0, recorder.received - uploader.stored) if uploader.stored else lag
+    return (
+        f"{progress.phase}: offset {recorder.received}, "
+        f"{output.format_bytes(rate)}/s, {output.format_bytes(lag)} not synced, "
+        f"{output.format_bytes(behind)} not stored"
+    )

@@ -1,0 +1,289 @@
+"""kvtape restore: bring a moment back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import trio
+import typer
+
+from kvtape.cli import options, output
+from kvtape.cli.runner import run, run_until_signal
+from kvtape.errors import UsageError
+from kvtape.restore.data_dir import (
+    layout_for,
+    must_be_free,
+    restore_data_dir,
+    start_command,
+)
+from kvtape.restore.into import IntoOptions, check_target, restore_into
+from kvtape.restore.job import Job, Result, notes_on, open_job
+from kvtape.restore.link import Target
+from kvtape.restore.serve import ServeOptions, serve
+from kvtape.restore.survey import estimate
+from kvtape.server.url import format_address, parse_address, parse_url
+from kvtape.tape.point import (
+    Point,
+    ToLatest,
+    format_time,
+    parse_offset,
+    parse_time,
+)
+
+_log = logging.getLogger(__name__)
+
+Layout = Literal["auto", "multi-part", "single"]
+
+_POINT = "Which moment (one of these)"
+_WHERE = "Where to (one of these)"
+
+
+def restore(
+    repo: options.Repo,
+    source: options.Source = None,
+    to_offset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[REPLID:]N",
+            rich_help_panel=_POINT,
+            help="After every command that ends at or before N, as INFO replication "
+            "shows master_repl_offset.",
+            show_default=False,
+        ),
+    ] = None,
+    to_time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            rich_help_panel=_POINT,
+            help="After everything received by then: 2026-05-01T03:00:00Z, now-15m.",
+            show_default=False,
+        ),
+    ] = None,
+    to_latest: Annotated[
+        bool,
+        typer.Option(
+            "--to-latest",
+            rich_help_panel=_POINT,
+            help="The last recorded moment; the default.",
+        ),
+    ] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=_WHERE,
+            help="A new folder, which a server loads by itself.",
+            show_default=False,
+        ),
+    ] = None,
+    serve_at: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            metavar="[HOST:]PORT",
+            rich_help_panel=_WHERE,
+            help="Pose as a primary there, for any server that says REPLICAOF.",
+            show_default=False,
+        ),
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            rich_help_panel=_WHERE,
+            help="A running, empty server, such as redis://127.0.0.1:6380.",
+            show_default=False,
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="How --data-dir is laid out: multi-part for Redis 7 and later and "
+            "Valkey, single for Redis 6; auto is as the recorded server would."
+        ),
+    ] = "auto",
+    announce: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the target of --into reaches this machine, if not at the "
+            "address that it is reached from.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace what the target holds, and accept what is only likely to "
+            "go wrong.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")
+    ] = False,
+    json: options.Json = False,
+    password_file: options.PasswordFile = None,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+) -> None:
+    """Bring any recorded moment back: into a folder or into a running server.
+
+    The state is the recorded server's after the last command or transaction that ends
+    at or before the point. Keys whose time has passed since then expire.
+    """
+    request = _Request(
+        point=_point(to_offset, to_time, latest=to_latest),
+        place=_place(data_dir, serve_at, into, announce, password_file, force=force),
+        layout=layout,
+        dry_run=dry_run,
+        json=json,
+    )
+    console = output.stderr_console()
+    output.set_up_logging(console, verbose=verbose)
+    with output.bars(console) as watch:
+        job = open_job(repo, source, request.point, watch)
+        notes = notes_on(request.point, job.resolved)
+        if request.place is None and not dry_run:
+            raise UsageError(
+                "say where to restore: --data-dir DIR, --serve PORT or --into URL; or "
+                "--dry-run to see what would be done"
+            )
+        for note in notes:
+            console.print(f"note: {note}", soft_wrap=True)
+        result = _restore(job, request)
+    if result is not None:
+        _report(job, request, result, notes)
+
+
+_Place = Path | ServeOptions | IntoOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for."""
+
+    point: Point
+    place: _Place | None
+    layout: Layout
+    dry_run: bool
+    json: bool
+
+
+def _restore(job: Job, request: _Request) -> Result | None:
+    """Do it; return what was done. A restore that is served reports itself."""
+    place = request.place
+    if request.dry_run:
+        if isinstance(place, IntoOptions):
+            run(lambda: check_target(job, place))
+        return job.result(estimate(job).commands)
+    match place:
+        case Path():
+            layout = request.layout
+            if layout == "auto":
+                layout = layout_for(job.plan.snapshot.manifest)
+            return restore_data_dir(job, place, layout)
+        case IntoOptions():
+            return run(lambda: restore_into(job, place))
+        case ServeOptions():
+            _serve(job, request, place)
+        case None:
+            pass
+    return None
+
+
+def _serve(job: Job, request: _Request, place: ServeOptions) -> None:
+    scope = trio.CancelScope()
+
+    def ready(address: str, result: Result) -> None:
+        _report(job, request, result, [])
+        host, _, port = address.rpartition(":")
+        _log.info("serving: say REPLICAOF %s %s to an empty server", host, port)
+
+    def complete(target: Target) -> None:
+        _log.info(
+            "%s has everything up to %d: say REPLICAOF NO ONE to it; Ctrl-C ends this",
+            format_address(target.host, target.listening_port or 0),
+            job.plan.offset,
+        )
+
+    async def main() -> None:
+        with scope:
+            await serve(job, place, ready=ready, complete=complete)
+
+    run_until_signal(main, scope.cancel)
+
+
+def _report(job: Job, request: _Request, result: Result, notes: Sequence[str]) -> None:
+    if request.json:
+        document = {**asdict(result), "time": format_time(result.time)}
+        output.print_json({**document, "notes": list(notes)})
+        return
+    verb = "would restore" if request.dry_run else "restored"
+    if isinstance(request.place, ServeOptions):
+        verb = "serves"
+    for line in _lines(verb, result):
+        output.print_line(line)
+    if result.data_dir is not None:
+        manifest = job.plan.snapshot.manifest
+        output.print_line("start a server on it by:")
+        output.print_line(f"  {start_command(manifest, Path(result.data_dir))}")
+
+
+def _lines(verb: str, result: Result) -> Iterator[str]:
+    stream = output.format_bytes(result.stream_bytes)
+    yield f"{verb} offset {result.offset} of history"
+    yield f"  {result.replid}"
+    yield f"  reached at {format_time(result.time)}"
+    yield (
+        f"  from the snapshot at {result.snapshot_offset} and {stream} of stream in "
+        f"{result.segments} segments"
+    )
+    yield f"  {result.commands} commands"
+    if result.data_dir is not None:
+        yield f"  into {result.data_dir}"
+
+
+def _point(to_offset: str | None, to_time: str | None, *, latest: bool) -> Point:
+    if (to_offset is not None) + (to_time is not None) + latest > 1:
+        raise UsageError("give only one of --to-offset, --to-time and --to-latest")
+    if to_offset is not None:
+        return parse_offset(to_offset)
+    if to_time is not None:
+        return parse_time(to_time, int(time.time() * 1000))
+    return ToLatest()
+
+
+def _place(
+    data_dir: Path | None,
+    serve_at: str | None,
+    into: str | None,
+    announce: str | None,
+    password_file: Path | None,
+    *,
+    force: bool,
+) -> _Place | None:
+    if sum(place is not None for place in (data_dir, serve_at, into)) > 1:
+        raise UsageError("give only one of --data-dir, --serve and --into")
+    if announce is not None and into is None:
+        raise UsageError("--announce goes with --into")
+    password = options.read_password(password_file)
+    if data_dir is not None:
+        must_be_free(data_dir)
+        return data_dir
+    if serve_at is not None:
+        host, port = parse_address(serve_at)
+        return ServeOptions(host, port, password, force)
+    if into is not None:
+        url = parse_url(into).with_password(password)
+        address = None if announce is None else parse_address(announce)
+        if address is not None and not all(address):
+            raise UsageError("--announce needs both: HOST:PORT")
+        return IntoOptions(url, address, force)
+    return None

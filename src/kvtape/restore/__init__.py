@@ -1,0 +1,1 @@
+"""Restoring: from the repository to a folder or a running server."""

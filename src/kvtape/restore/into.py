@@ -1,0 +1,166 @@
+"""Restoring into a running server, driven from here.
+
+The target is told REPLICAOF us, takes everything as a replica does, and is told
+REPLICAOF NO ONE once it has acknowledged the last byte and swallowed no error on the
+way. Until then it serves nobody a half-restored state as its own: it is a read-only
+replica. If something fails it is left as one, and the error says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from kvtape.errors import ServerError, VerificationError
+from kvtape.restore.fit import unfit, unfit_for_stream
+from kvtape.restore.job import Job, Result
+from kvtape.restore.link import Server, Target, listen, tape_of
+from kvtape.restore.survey import survey
+from kvtape.server.client import Client, open_client
+from kvtape.server.info import ServerInfo, ask
+from kvtape.server.url import ServerUrl, format_address
+
+_log = logging.getLogger(__name__)
+
+# How long a target may take to connect to us after REPLICAOF. It tries every second.
+_CONNECT_BACK = 30.0
+
+# How long a target may say nothing while it loads and applies. It acknowledges every
+# second but for a snapshot that it is loading, when INFO tells that it does.
+_SILENCE = 60.0
+
+# How long a target that broke off may stay away, and how often it may come back.
+_COME_BACK = 10.0
+_MOST_ATTEMPTS = 3
+
+# Errors of other clients, which a server answers just because it is a replica, loading,
+# or theirs to log in to. They say nothing of the stream.
+_OF_CLIENTS = frozenset(
+    {"NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "LOADING", "MASTERDOWN"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IntoOptions:
+    """The target, and the address under which it reaches us, if not as it seems."""
+
+    url: ServerUrl
+    announce: tuple[str, int] | None = None
+    force: bool = False
+
+
+async def check_target(job: Job, options: IntoOptions) -> None:
+    """Raise the error that a restore into the target would end with, if it is known.
+
+    Nothing on the target is changed.
+    """
+    async with open_client(options.url) as client:
+        await _must_be_fit(client, job, options)
+
+
+async def restore_into(job: Job, options: IntoOptions) -> Result:
+    """Restore into a running server; return when it is its own primary again.
+
+    Raises ServerError or DestinationError if the target is unfit or fails, and
+    VerificationError if anything stored is damaged, or the target answered an error to
+    a command of the stream.
+    """
+    async with open_client(options.url) as client:
+        await _must_be_fit(client, job, options)
+        tally = await trio.to_thread.run_sync(survey, job, "link")
+        if (error := await unfit_for_stream(client, job, tally)) is not None:
+            raise error
+        before = await ask(client)
+        server = Server(tape_of(job, tally), _vet)
+        host, port = options.announce or (client.local_host, 0)
+        listeners = await listen(host if options.announce is None else None, port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve, listeners)
+            port = port or listeners[0].socket.getsockname()[1]
+            await client.call("REPLICAOF", host, port)
+            try:
+                await _wait_until_complete(server, client, format_address(host, port))
+                await _must_be_clean(client, before)
+                await client.call("REPLICAOF", "NO", "ONE")
+            except ServerError as error:
+                raise ServerError(f"{error}; {_LEFT}") from error
+            except VerificationError as error:
+                raise VerificationError(f"{error}; {_LEFT}") from error
+            nursery.cancel_scope.cancel()
+    return job.result(tally.commands)
+
+
+_LEFT = (
+    "the target is left a read-only replica with an incomplete restore: restore again "
+    "with --force"
+)
+
+
+async def _vet(_target: Target) -> None:
+    """Refuse nobody: the target was looked at before."""
+
+
+async def _must_be_fit(client: Client, job: Job, options: IntoOptions) -> None:
+    info = await ask(client)
+    manifest = job.plan.snapshot.manifest
+    if (error := unfit(info, manifest, force=options.force)) is not None:
+        raise error
+
+
+async def _wait_until_complete(server: Server, client: Client, us: str) -> None:
+    with trio.move_on_after(_CONNECT_BACK) as connecting:
+        while not server.targets and server.error is None:
+            await server.changed.wait()
+    if server.error is not None:
+        raise server.error
+    if connecting.cancelled_caught:
+        raise ServerError(
+            f"the target did not connect to {us} within {_CONNECT_BACK:.0f} s: if it "
+            "reaches this machine by another address, name that by --announce HOST:PORT"
+        )
+    while not any(target.is_complete for target in server.targets):
+        with trio.move_on_after(_SILENCE) as silence:
+            await server.changed.wait()
+        if server.error is not None:
+            raise server.error
+        if not server.targets:
+            await _must_come_back(server)
+        if silence.cancelled_caught and not await _is_loading(client):
+            raise ServerError(f"the target said nothing for {_SILENCE:.0f} s")
+
+
+async def _must_come_back(server: Server) -> None:
+    """Wait for a target that broke off; not too long, and not too often."""
+    with trio.move_on_after(_COME_BACK):
+        while not server.targets:
+            await server.changed.wait()
+    if not server.targets or server.attempts > _MOST_ATTEMPTS:
+        raise ServerError(
+            "the target broke off the replication before it had everything; its log "
+            "says why"
+        )
+
+
+async def _is_loading(client: Client) -> bool:
+    info = await ask(client)
+    return info.fields.get("loading") == "1" or bool(
+        info.number("master_sync_in_progress")
+    )
+
+
+async def _must_be_clean(client: Client, before: ServerInfo) -> None:
+    """Find the errors that the target answered to nobody."""
+    after = await ask(client)
+    grown = {
+        kind: count - before.errors.get(kind, 0)
+        for kind, count in after.errors.items()
+        if kind not in _OF_CLIENTS and count > before.errors.get(kind, 0)
+    }
+    if grown:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in grown.items())
+        raise VerificationError(
+            f"the target answered errors while it applied the stream ({listed}), so it "
+            "may not be what was recorded; its log may say more"
+        )

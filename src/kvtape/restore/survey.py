@@ -1,0 +1,71 @@
+"""Looking at everything a restore will use before anything is done with it.
+
+A server that is told to take a restore throws its own data away first, so what is
+damaged has to be found before: survey() reads, verifies and translates it all. For a
+new folder that is not needed, since a folder that fails is not kept; estimate() then
+tells from the facts alone how much there is.
+"""
+
+from __future__ import annotations
+
+from kvtape.restore.job import Job
+from kvtape.storage.reader import read_facts, read_snapshot, read_stream
+from kvtape.tape.catalogue import Slice
+from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
+from kvtape.tape.translate import Destination, Tally, Translator
+
+
+def survey(job: Job, destination: Destination) -> Tally:
+    """Verify all that a plan uses; return what translating the stream comes to."""
+    advance = job.watch.stage("verifying", job.length)
+    for data in read_snapshot(job.folder, job.plan.snapshot):
+        advance(len(data))
+    translator = Translator(destination)
+    for piece in read_stream(job.folder, job.plan.slices):
+        translator.translate(piece)
+        advance(len(piece.data))
+    return translator.tally
+
+
+def estimate(job: Job) -> Tally:
+    """Count what a plan's stream holds, decompressing no more than the ends of it."""
+    translator = Translator("file")
+    tally = translator.tally
+    for slice_ in job.plan.slices:
+        for facts in read_facts(job.folder, [slice_]):
+            start, end = max(facts.start, slice_.start), min(facts.end, slice_.end)
+            tally.names |= facts.summary.names.keys()
+            tally.highest_db = max(tally.highest_db, facts.summary.highest_db)
+            if (start, end) == (facts.start, facts.end):
+                tally.commands += facts.summary.commands
+            else:
+                cut = Slice(slice_.segment, start, end)
+                for piece in read_stream(job.folder, [cut]):
+                    translator.translate(piece)
+    return tally
+
+
+def databases_needed(job: Job, tally: Tally) -> int:
+    """Return how many databases a server certainly holds all with.
+
+    The recorded server's own number is enough, and in most recordings known. Else the
+    whole RDB file is read, at some 20 MB/s where keys are small.
+    """
+    known = job.plan.snapshot.manifest.server.databases
+    of_snapshot = _highest_db(job) + 1 if known is None else known
+    return max(of_snapshot, tally.highest_db + 1)
+
+
+def _highest_db(job: Job) -> int:
+    reader = RdbReader(values=False)
+    highest = 0
+    try:
+        for piece in read_snapshot(job.folder, job.plan.snapshot):
+            reader.receive_data(piece)
+            while (event := reader.next_event()) is not NEED_DATA:
+                if isinstance(event, Key):
+                    highest = max(highest, event.db)
+    except UnknownRdbError:
+        # Newer than this kvtape; what was read until there has to do.
+        return highest
+    return highest
