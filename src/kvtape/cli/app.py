@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvtape.cli import output
+from kvtape.cli.demo import demo
 from kvtape.cli.info import info
 from kvtape.cli.record import record
 from kvtape.cli.restore import restore
@@ -43,3 +44,4 @@ def kvtape(
 app.command()(record)
 app.command()(info)
 app.command()(restore)
+app.command()(demo)

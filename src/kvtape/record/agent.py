@@ -31,13 +31,13 @@ from kvtape.record.commits import Commits
 from kvtape.record.position import recover, stored_catalogue, stored_position
 from kvtape.record.recorder import Limits, Recorder
 from kvtape.record.session import Ack, Session
-from kvtape.signal import Signal
 from kvtape.record.uploader import Uploader
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError, Replica
 from kvtape.server.client import connect, open_client
 from kvtape.server.info import ServerInfo, ask
 from kvtape.server.url import ServerUrl
+from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
 from kvtape.tape.documents import Source

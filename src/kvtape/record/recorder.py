@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 import trio
 
 from kvtape.record.position import Position, recover
-from kvtape.signal import Signal
 from kvtape.replication.tracker import Summary, Tracker
+from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
 from kvtape.tape.segment import MAX_FRAME, Header, Mark
 

@@ -19,7 +19,6 @@ from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
-from kvtape.signal import Signal
 from kvtape.record.snapshot import SnapshotReceiver
 from kvtape.replication.replica import (
     NEED_DATA,
@@ -33,6 +32,7 @@ from kvtape.replication.replica import (
     SnapshotStart,
     StreamData,
 )
+from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
 
 _log = logging.getLogger(__name__)

@@ -39,8 +39,6 @@ _MOST_WORDS = 64
 _MOST_BYTES = 64 * 1024
 _LONGEST_LINE = len("$65536\r\n")
 
-_PSYNC_WORDS = len(("replid", "offset"))
-
 # A TLS record of type handshake begins so; a replica with tls-replication sends one.
 _TLS_HANDSHAKE = b"\x16"
 
@@ -132,11 +130,11 @@ class Primary:
 
     def _answer(self, name: bytes, words: list[bytes]) -> Event | None:
         match name:
-            case b"PSYNC" if len(words) == _PSYNC_WORDS:
-                return self._psync(words)
+            case b"PSYNC" if b"FAILOVER" in map(bytes.upper, words):
+                # A primary wants us to take its place, and to follow us.
+                self.refuse("ERR this is no server to fail over to")
             case b"PSYNC":
-                # FAILOVER comes third, from a primary that wants us to take its place.
-                self.refuse("ERR not a replica, and no server to fail over to")
+                return self._psync(words)
             case b"REPLCONF":
                 return self._replconf(words)
             case b"PING":
@@ -151,7 +149,7 @@ class Primary:
     def _psync(self, words: list[bytes]) -> Event:
         try:
             replid, wanted = words[0].decode(), int(words[1])
-        except ValueError:
+        except (IndexError, ValueError):
             raise ProtocolError(f"the target asked for PSYNC {words!r:.80}") from None
         return Psync(None if replid.startswith("?") else replid, wanted - 1)
 
@@ -198,12 +196,14 @@ def _length(kind: bytes, data: bytes, start: int) -> tuple[int, int] | None:
 
     None if it is not complete.
     """
-    line, ending, _ = data[start : start + _LONGEST_LINE].partition(b"\r\n")
-    digits = line[1:] if ending else line[1:].removesuffix(b"\r")
-    is_legal = line[:1] in (b"", kind) and (digits.isdigit() or not digits)
-    if not is_legal or (not digits if ending else len(line) == _LONGEST_LINE):
+    end = data.find(b"\n", start, start + _LONGEST_LINE) + 1
+    line = data[start : end or start + _LONGEST_LINE]
+    if not end and len(line) < _LONGEST_LINE and line[:1] in (b"", kind):
+        return None
+    digits = line[1:-2]
+    if line[:1] != kind or line[-2:] != b"\r\n" or not digits.isdigit():
         raise ProtocolError(f"the target is no replica: it sent {line!r}")
-    return (int(digits), start + len(line) + len(ending)) if ending else None
+    return int(digits), end
 
 
 def _integer(word: bytes) -> int:

@@ -98,7 +98,7 @@ def _meaning(reply: str, command: str) -> tuple[str, bool]:
 
 
 def quoted(reply: str, secret: str = "") -> str:
-    """Return what a server said, fit for a message: on one line, short, no secret in it.
+    """Return what a server said, fit for a message: one line, short, no secret.
 
     A server that does not know a command repeats what came with it, and with AUTH came
     the password, of which it may show only the first part.

@@ -33,8 +33,8 @@ from kvtape.replication.resp import PIECE, packed_length, packed_lengths
 # a longer one is walked over. It bounds both the memory and the repeated work.
 _KEPT = 2 * PIECE
 
-# An array of more words than this does not fit in _KEPT: a word takes six bytes or more.
-# hiredis makes room for all of them at once, so it is not asked twice.
+# A command of more words than this does not fit in _KEPT, as a word takes at least six
+# bytes. hiredis makes room for all words at once, so it is not asked twice.
 _MANY = _KEPT // len("$0\r\n\r\n")
 
 # The longest line that can stand before a word: $ or *, a 64-bit number, CRLF.
@@ -242,7 +242,7 @@ def _parse(data: bytes) -> list[list[bytes]]:
 
 
 def _is_long(unfinished: bytes) -> bool:
-    """Whether to walk over a command rather than to parse it again with what follows."""
+    """Whether to walk over a command rather than to keep it and parse it again."""
     words, ending, _ = unfinished[1:_LONGEST_LINE].partition(b"\r\n")
     return len(unfinished) > _KEPT or (bool(ending) and int(words) > _MANY)
 
@@ -300,7 +300,7 @@ class _Walk:
 
     def _begin(self, line: bytes) -> None:
         kind, digits = line[:1], line[1:-2]
-        # hiredis takes no padded numbers either, so what is lost does not depend on cuts.
+        # hiredis takes no padded numbers either: cuts must not decide what is lost.
         if not digits.isdigit() or line != b"%s%d\r\n" % (kind, int(digits)):
             raise _NotCommandsError(f"no length in {line!r}")
         if self._to_come is None and kind == b"*":

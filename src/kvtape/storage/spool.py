@@ -15,8 +15,10 @@ go on. A snapshot in recording/ is worth nothing after a crash, since the rest o
 will never come, and is deleted. What is in queue/ is whole: it got there by rename,
 synced before and after.
 
-All calls block, and are made by one thread at a time. A full disk raises OSError from
-any of them; what was synced before stays good, and recover() finds it.
+All calls block. One thread at a time records; meanwhile another may take from the
+queue. A full disk raises OSError from any call; what was synced before stays good, and
+recover() finds it. What was not is dropped then: after a failed fsync, Linux takes for
+written what is not.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -45,6 +47,8 @@ from kvtape.tape.segment import (
 )
 
 _PIECE = 1024 * 1024
+
+_Kind = TypeVar("_Kind")
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -68,7 +72,7 @@ class OpenSegment:
 
 
 class Spool:
-    """One agent's spool folder. Entering it takes the lock; leaving releases it."""
+    """One agent's spool folder, between open() and close()."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -77,9 +81,19 @@ class Spool:
         self._stream = self._recording / "stream.seg"
         self._queue = LocalStore(self.folder / "queue")
         self._lock: int | None = None
+        self._synced: int | None = None  # length of the segment; None is unknown
 
     def open(self, repository: str, source: str) -> None:
         """Take the lock, and make sure that what is here belongs to the source."""
+        try:
+            self._take_lock()
+            self._claim(_Identity(repository, source))
+            self._clean()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
         make_folder(self._recording)
         make_folder(self._queue.folder)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -92,14 +106,6 @@ class Spool:
                 f"another kvtape records with the spool {self.folder}: stop it first, "
                 "or give this one another --spool"
             ) from None
-        self._claim(_Identity(repository, source))
-        for leftover in self._recording.iterdir():
-            if leftover != self._stream:
-                leftover.unlink()
-        for folder, _, _ in os.walk(self._queue.folder, topdown=False):
-            # Folders of days gone by; removing them while recording would be a race.
-            if folder != str(self._queue.folder) and not os.listdir(folder):  # noqa: PTH208
-                Path(folder).rmdir()
 
     def close(self) -> None:
         """Release the lock. The segment stays for the next start to recover."""
@@ -114,7 +120,7 @@ class Spool:
         path = self.folder / "spool.json"
         if not path.exists():
             replace_file(path, msgspec.json.encode(identity))
-        found = msgspec.json.decode(path.read_bytes(), type=_Identity)
+        found = _decode(path, _Identity)
         if found != identity:
             raise IdentityError(
                 f"the spool {self.folder} holds what was recorded of {found.source!r} "
@@ -122,18 +128,28 @@ class Spool:
                 "--spool"
             )
 
+    def _clean(self) -> None:
+        for leftover in self._recording.iterdir():
+            if leftover != self._stream:
+                leftover.unlink()
+        for folder, _, _ in os.walk(self._queue.folder, topdown=False):
+            # Folders of days gone by; removing them while recording would be a race.
+            if folder != str(self._queue.folder) and not os.listdir(folder):  # noqa: PTH208
+                Path(folder).rmdir()
+
     # The segment that is being written.
 
     def recover(self) -> Iterator[Frame]:
-        """Open the segment that a crash or a stop left; yield its frames.
+        """Open the segment that a crash, a stop or an error left; yield its frames.
 
-        What follows the last whole frame is cut off when the caller has taken them
-        all. A file without a single frame is deleted.
+        What follows the last whole frame is cut off first. The segment is open when
+        the caller has taken all frames; a file without a single one is deleted.
         """
         self.forget()
         if not self._stream.exists():
             return
-        self._truncate(self._good_length())
+        good = self._good_length()
+        self._truncate(good if self._synced is None else min(good, self._synced))
         parser = Parser()
         with self._stream.open("rb") as file:
             while piece := file.read(_PIECE):
@@ -172,14 +188,18 @@ class Spool:
         with self._stream.open("r+b") as file:
             file.truncate(length)
             os.fsync(file.fileno())
+        self._synced = length
 
     def begin_segment(self, header: Header) -> OpenSegment:
-        """Begin a segment. Nothing is synced until sync()."""
+        """Begin a segment, where none is. Its bytes are not synced until sync()."""
         writer = Writer(header)
         # Unbuffered, so that an error is of the call that made it, and closing after
-        # one does not write again.
-        file = self._stream.open("w+b", buffering=0)
+        # one does not write again. Never over a segment that is there: recover() it.
+        file = self._stream.open("x+b", buffering=0)
         self.segment = segment = OpenSegment(writer, file)
+        self._synced = 0
+        # Or a power cut would leave bytes that were synced, and no name for them.
+        sync_folder(self._recording)
         self.append(writer.header_bytes())
         return segment
 
@@ -191,7 +211,9 @@ class Spool:
 
     def sync(self) -> None:
         """Make everything that was appended durable."""
-        os.fsync(self._open_segment().file.fileno())
+        segment = self._open_segment()
+        os.fsync(segment.file.fileno())
+        self._synced = segment.size
 
     def seal(self) -> SegmentName:
         """Finish the segment, which must be at a boundary, and queue it."""
@@ -268,7 +290,7 @@ class Spool:
 
     def dequeue(self, path: str) -> None:
         """Delete what is in the repository now."""
-        self.queued_file(path).unlink()
+        self.queued_file(path).unlink(missing_ok=True)
 
     # The limit on full resyncs.
 
@@ -277,11 +299,21 @@ class Spool:
         path = self.folder / "full-resyncs.json"
         if not path.exists():
             return []
-        return msgspec.json.decode(path.read_bytes(), type=list[int])
+        return _decode(path, list[int])
 
     def note_full_resyncs(self, times: list[int]) -> None:
         """Remember when full resyncs were begun."""
         replace_file(self.folder / "full-resyncs.json", msgspec.json.encode(times))
+
+
+def _decode(path: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RepositoryError(
+            f"{path} is damaged ({error}): move the spool away, or delete this file if "
+            "nothing in the spool is still to be uploaded"
+        ) from None
 
 
 def _upload_order(path: str) -> tuple[int, int, str]:

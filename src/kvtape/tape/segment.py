@@ -11,8 +11,9 @@ frame stand before it and are written with it. A file without an ending is still
 written, or was when its writer died: all its whole frames are good, and what follows
 the last of them is cut.
 
-Every fact has a checksum (CRC64, as in RDB files) and the stream bytes have two: zstd's
-own, and a CRC64 in the facts, which also ties them to their place.
+No bit of a finished segment can change unseen. The facts have a checksum of their own;
+the stream bytes have two, zstd's and one in the facts; and so has the data frame as it
+is stored, since some bits of a zstd frame change nothing that comes out of it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,36 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-import anycrc
 import zstandard
 
-from kvtape.errors import VerificationError
 from kvtape.replication.tracker import Summary
+from kvtape.tape import facts as layout
+from kvtape.tape.facts import (
+    FORMAT_VERSION,
+    Ending,
+    Facts,
+    Header,
+    Mark,
+    SegmentError,
+    crc64,
+)
 
-FORMAT_VERSION = 1
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_FRAME",
+    "NEED_DATA",
+    "Ending",
+    "Facts",
+    "Frame",
+    "Header",
+    "Mark",
+    "NeedData",
+    "Parser",
+    "Part",
+    "SegmentError",
+    "Writer",
+    "crc64",
+]
 
 # The most stream bytes in one data frame: what a reader has to hold in memory, and what
 # it has to decompress to reach any one offset.
@@ -47,74 +71,12 @@ _SEEKABLE_MAGIC = 0x8F92EAB1
 _LEVEL = 1
 
 _FRAME = struct.Struct("<II")
-_HEADER = struct.Struct("<6sH40sQiQ")
-_FACTS = struct.Struct("<QIIQiiIBBHHQQ")
-_MARK = struct.Struct("<IQ")
-_NAME = struct.Struct("<BB")
-_ENDING = struct.Struct("<QiQQI")
-_CRC = struct.Struct("<Q")
 _SEEK_ENTRY = struct.Struct("<II")
 _SEEK_FOOTER = struct.Struct("<IBI")
 
-_MAGIC = b"kvtape"
-_LOST = 1
-
-# Our own frames are small; a length beyond this is damage, not a frame to wait for.
-_MAX_FACTS = 4 * 1024 * 1024
-
-crc64 = anycrc.Model("CRC64-REDIS")
-
-
-class SegmentError(VerificationError):
-    """The bytes are not a segment, or not the one they were. The path is not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a segment begins with.
-
-    start is a boundary: the end of a command, outside MULTI. db is the database
-    selected there, or NO_DB. time is that of the last receipt before start, in ms since
-    the epoch, or of the snapshot's announcement: start was reached by then.
-    """
-
-    replid: str
-    start: int
-    db: int
-    time: int
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The stream was received up to offset at time (ms since the epoch)."""
-
-    offset: int
-    time: int
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of one data frame, which holds the stream bytes [start, end).
-
-    after is the time of the receipt before the frame's first one: the first mark's
-    bytes were written after it. boundary is the last one at or before end, and db the
-    database selected there. crc is over the stream bytes.
-    """
-
-    start: int
-    end: int
-    stored_length: int
-    boundary: int
-    db: int
-    after: int
-    marks: tuple[Mark, ...]
-    summary: Summary
-    crc: int
-
-    @property
-    def time(self) -> int:
-        """When the last byte of it was received, in ms since the epoch."""
-        return self.marks[-1].time if self.marks else self.after
+# Frames of ours are below 2 MiB; a length beyond this is damage, and not worth waiting
+# for the bytes.
+_MAX_OWN = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,29 +89,22 @@ class Frame:
     def stream(self) -> bytes:
         """Return the stream bytes; SegmentError if they are not what was recorded."""
         facts = self.facts
-        length = facts.end - facts.start
+        if crc64.calc(self.stored) != facts.stored_crc:
+            raise SegmentError(f"the frame at offset {facts.start} is damaged")
         try:
-            data = zstandard.ZstdDecompressor().decompress(
-                self.stored, max_output_size=length, allow_extra_data=False
-            )
+            # It says how long its content is, and zstandard allocates whatever it says.
+            length = zstandard.get_frame_parameters(self.stored).content_size
+            if length == facts.end - facts.start:
+                data = zstandard.ZstdDecompressor().decompress(
+                    self.stored, allow_extra_data=False
+                )
+                if crc64.calc(data) == facts.crc:
+                    return data
         except zstandard.ZstdError as error:
             raise SegmentError(
-                f"the frame at {facts.start} is damaged: {error}"
+                f"the frame at offset {facts.start} is no data frame: {error}"
             ) from None
-        if len(data) != length or crc64.calc(data) != facts.crc:
-            raise SegmentError(f"the frame at {facts.start} holds other bytes")
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What a finished segment ends with. first and last are times of receipt in ms."""
-
-    end: int
-    db: int
-    first: int
-    last: int
-    frames: int
+        raise SegmentError(f"the frame at offset {facts.start} holds other bytes")
 
 
 class Writer:
@@ -177,18 +132,7 @@ class Writer:
 
     def header_bytes(self) -> bytes:
         """Return what the file begins with."""
-        header = self.header
-        return self._own_frame(
-            HEADER,
-            _HEADER.pack(
-                _MAGIC,
-                FORMAT_VERSION,
-                header.replid.encode("ascii"),
-                header.start,
-                header.db,
-                header.time,
-            ),
-        )
+        return self._own_frame(HEADER, layout.pack_header(self.header))
 
     def frame(
         self,
@@ -198,7 +142,11 @@ class Writer:
         db: int,
         summary: Summary,
     ) -> bytes:
-        """Return the facts and the data frame for the next bytes of the stream."""
+        """Return the facts and the data frame for the next bytes of the stream.
+
+        Any summary and any number of marks will do: what the facts have no room for is
+        left out in a way that makes them coarser, and never wrong.
+        """
         stored = self._compressor.compress(data)
         facts = Facts(
             start=self.end,
@@ -207,11 +155,12 @@ class Writer:
             boundary=boundary,
             db=db,
             after=self.last,
-            marks=tuple(marks),
-            summary=summary,
+            marks=layout.fitting_marks(marks),
+            summary=layout.fitting_summary(summary),
             crc=crc64.calc(data),
+            stored_crc=crc64.calc(stored),
         )
-        own = self._own_frame(FACTS, _pack_facts(facts))
+        own = self._own_frame(FACTS, layout.pack_facts(facts))
         self.adopt(facts)
         return own + stored
 
@@ -230,13 +179,14 @@ class Writer:
 
     def ending(self) -> bytes:
         """Return what a finished segment ends with."""
-        ending = self._own_frame(
-            ENDING,
-            _ENDING.pack(
-                self.end, self.db, self.first or self.last, self.last, self.frames
-            ),
-        )
-        return ending + self.seek_table()
+        first = self.last if self.first is None else self.first
+        ending = Ending(self.end, self.db, first, self.last, self.frames)
+        return self._own_frame(ENDING, layout.pack_ending(ending)) + self.seek_table()
+
+    @property
+    def seek_table_size(self) -> int:
+        """How long the seek table is, without the header of its skippable frame."""
+        return len(self._seek_table) * _SEEK_ENTRY.size + _SEEK_FOOTER.size
 
     def seek_table(self) -> bytes:
         """Return the seek table of the frames so far.
@@ -248,8 +198,8 @@ class Writer:
         footer = _SEEK_FOOTER.pack(len(self._seek_table), 0, _SEEKABLE_MAGIC)
         return _frame(SEEK_TABLE, entries + footer)
 
-    def _own_frame(self, magic: int, payload: bytes) -> bytes:
-        framed = _frame(magic, payload + _CRC.pack(crc64.calc(payload)))
+    def _own_frame(self, magic: int, content: bytes) -> bytes:
+        framed = _frame(magic, layout.with_crc(content))
         self.adopt_own_frame(len(framed))
         return framed
 
@@ -317,7 +267,7 @@ class Parser:
         if left < _FRAME.size:
             return None
         magic, size = _FRAME.unpack_from(self._buffer, self._taken)
-        if magic not in (HEADER, FACTS, ENDING, SEEK_TABLE) or size > _MAX_FACTS:
+        if magic not in (HEADER, FACTS, ENDING, SEEK_TABLE) or size > self._most(magic):
             raise SegmentError(f"there is no frame of a segment at {self.position}")
         length = _FRAME.size + size
         if left < length:
@@ -326,25 +276,31 @@ class Parser:
         self._taken += length
         return magic, payload, length
 
+    def _most(self, magic: int) -> int:
+        """Return the most bytes that a frame of this kind can have here."""
+        if magic == SEEK_TABLE and self.writer is not None:
+            return self.writer.seek_table_size
+        return _MAX_OWN
+
     def _read_own(self, magic: int, payload: bytes, length: int) -> Part | None:
         """Read a frame of ours; None for those that are not a part of their own."""
         if magic == SEEK_TABLE:
             self._check_seek_table(payload)
             self.position += length
             return None
-        content = _checked(payload, self.position)
+        content = layout.without_crc(payload, self.position)
         if (magic == HEADER) != (self.writer is None) or self._ending is not None:
             raise SegmentError(f"the frame at {self.position} is out of its place")
         if magic == HEADER:
-            header = _unpack_header(content)
+            header = layout.unpack_header(content)
             self.writer = Writer(header)
             self.writer.adopt_own_frame(length)
             return header
         if magic == FACTS:
-            self._facts = _unpack_facts(content)
+            self._facts = layout.unpack_facts(content)
             self._facts_length = length
             return None
-        self._ending = Ending(*_unpack(_ENDING, content, self.position))
+        self._ending = layout.unpack_ending(content)
         self._check_ending(self._ending, length)
         return self._ending
 
@@ -390,85 +346,3 @@ class Parser:
 
 def _frame(magic: int, payload: bytes) -> bytes:
     return _FRAME.pack(magic, len(payload)) + payload
-
-
-def _checked(payload: bytes, position: int) -> bytes:
-    content, crc = payload[: -_CRC.size], payload[-_CRC.size :]
-    if len(crc) != _CRC.size or _CRC.unpack(crc)[0] != crc64.calc(content):
-        raise SegmentError(f"the facts at {position} are damaged")
-    return content
-
-
-def _unpack(layout: struct.Struct, content: bytes, position: int) -> tuple[int, ...]:
-    if len(content) != layout.size:
-        raise SegmentError(f"the facts at {position} have a wrong length")
-    return layout.unpack(content)
-
-
-def _unpack_header(content: bytes) -> Header:
-    if len(content) < _HEADER.size or not content.startswith(_MAGIC):
-        raise SegmentError("it is no segment of kvtape")
-    _, version, replid, start, db, time = _HEADER.unpack_from(content)
-    if version != FORMAT_VERSION:
-        raise SegmentError(
-            f"it has format version {version}, and this kvtape reads {FORMAT_VERSION}: "
-            "use a newer one"
-        )
-    return Header(replid.decode("ascii", "replace"), start, db, time)
-
-
-def _pack_facts(facts: Facts) -> bytes:
-    summary = facts.summary
-    fixed = _FACTS.pack(
-        facts.start,
-        facts.end - facts.start,
-        facts.stored_length,
-        facts.boundary,
-        facts.db,
-        summary.highest_db,
-        summary.commands,
-        _LOST if summary.lost else 0,
-        0,
-        len(facts.marks),
-        len(summary.names),
-        facts.after,
-        facts.crc,
-    )
-    marks = [_MARK.pack(mark.offset - facts.start, mark.time) for mark in facts.marks]
-    names = [
-        _NAME.pack(len(name), words) + name for name, words in summary.names.items()
-    ]
-    return b"".join((fixed, *marks, *names))
-
-
-def _unpack_facts(content: bytes) -> Facts:
-    try:
-        start, length, stored_length, boundary, db, highest_db, commands, *rest = (
-            _FACTS.unpack_from(content)
-        )
-        flags, _, mark_count, name_count, after, crc = rest
-        position = _FACTS.size
-        marks = []
-        for _ in range(mark_count):
-            delta, time = _MARK.unpack_from(content, position)
-            marks.append(Mark(start + delta, time))
-            position += _MARK.size
-        names = {}
-        for _ in range(name_count):
-            size, words = _NAME.unpack_from(content, position)
-            position += _NAME.size
-            names[content[position : position + size]] = words
-            position += size
-    except struct.error as error:
-        raise SegmentError(f"the facts of a frame are damaged: {error}") from None
-    return Facts(
-        start=start,
-        end=start + length,
-        stored_length=stored_length,
-        boundary=boundary,
-        db=db,
-        after=after,
-        marks=tuple(marks),
-        summary=Summary(names, highest_db, commands, bool(flags & _LOST)),
-        crc=crc,
-    )
