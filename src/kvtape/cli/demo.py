@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kvtape.cli.info import server_name
 from kvtape.cli.runner import run
-from kvtape.errors import VerificationError
+from kvtape.errors import UsageError, VerificationError
 from kvtape.record.agent import Agent, RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
@@ -49,11 +49,9 @@ The same with your own server:
 
 # A transfer between two accounts, as an application would do it in a script.
 _TRANSFER = """
-local amount = tonumber(ARGV[1])
-redis.call('INCRBY', KEYS[1], -amount)
-redis.call('INCRBY', KEYS[2], amount)
-redis.call('XADD', KEYS[3], '*', 'amount', amount)
-return amount
+redis.call('DECRBY', KEYS[1], ARGV[1])
+redis.call('INCRBY', KEYS[2], ARGV[1])
+return redis.call('XADD', KEYS[3], '*', 'amount', ARGV[1])
 """
 
 
@@ -132,6 +130,11 @@ class _Story:
         """Open the shop, record it, have the accident; return what was there before."""
         async with open_client(url) as client:
             server = (await ask(client)).server
+            if (server.version or "").startswith("6."):
+                raise UsageError(
+                    "the demo compares expiries by PEXPIRETIME, which Redis 6 does not "
+                    "have: run it on Redis 7 or later, or Valkey"
+                )
             self._say(
                 f"started {server_name(server)} on port {url.port}: our shop, which "
                 "keeps nothing on disk"

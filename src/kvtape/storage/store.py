@@ -219,6 +219,10 @@ def make_folder(folder: Path) -> None:
     missing = [folder]
     while not missing[-1].exists():
         missing.append(missing[-1].parent)
+    # An earlier call may have come no further than to make the first one that is there.
+    # Above what is ours there may be folders that we may not open.
+    with contextlib.suppress(PermissionError):
+        sync_folder(missing[-1].parent)
     for above, created in zip(missing[:0:-1], missing[-2::-1], strict=True):
         created.mkdir(exist_ok=True)
         sync_folder(above)

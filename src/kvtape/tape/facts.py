@@ -216,12 +216,11 @@ def unpack_facts(content: bytes) -> Facts:
         for _ in range(name_count):
             size, words = _NAME.unpack_from(content, position)
             position += _NAME.size
-            names[content[position : position + size]] = words
+            (name,) = struct.unpack_from(f"{size}s", content, position)
+            names[name] = words
             position += size
     except struct.error:
-        position = len(content) + 1
-    if position > len(content):
-        raise SegmentError("the facts of a frame are cut short")
+        raise SegmentError("the facts of a frame are cut short") from None
     return Facts(
         start=start,
         end=start + length,

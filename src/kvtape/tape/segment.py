@@ -55,8 +55,9 @@ __all__ = [
     "crc64",
 ]
 
-# The most stream bytes in one data frame: what a reader has to hold in memory, and what
-# it has to decompress to reach any one offset.
+# About the most stream bytes in one data frame: what a reader has to hold in memory, and
+# what it has to decompress to reach any one offset. A writer that received several of
+# them at once goes beyond it, but not beyond twice as much.
 MAX_FRAME = 1024 * 1024
 
 # All magics of skippable frames but the seek table's own are free to use.
