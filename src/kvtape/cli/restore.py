@@ -142,6 +142,7 @@ def restore(
         point=_point(to_offset, to_time, latest=to_latest),
         place=_place(data_dir, serve_at, into, announce, password_file, force=force),
         layout=layout,
+        force=force,
         dry_run=dry_run,
         json=json,
     )
@@ -172,6 +173,7 @@ class _Request:
     point: Point
     place: _Place | None
     layout: Layout
+    force: bool
     dry_run: bool
     json: bool
 
@@ -188,7 +190,7 @@ def _restore(job: Job, request: _Request) -> Result | None:
             layout = request.layout
             if layout == "auto":
                 layout = layout_for(job.plan.snapshot.manifest)
-            return restore_data_dir(job, place, layout)
+            return restore_data_dir(job, place, layout, force=request.force)
         case IntoOptions():
             return run(lambda: restore_into(job, place))
         case ServeOptions():

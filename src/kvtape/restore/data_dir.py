@@ -22,6 +22,7 @@ from typing import Literal
 
 from kvtape.errors import DestinationError, RepositoryError
 from kvtape.replication.resp import pack
+from kvtape.restore.fields import keep_fields
 from kvtape.restore.job import Advance, Job, Result
 from kvtape.restore.survey import databases_needed
 from kvtape.storage.reader import read_snapshot, read_stream
@@ -60,14 +61,18 @@ def must_be_free(target: Path) -> None:
         )
 
 
-def restore_data_dir(job: Job, target: Path, layout: Layout) -> Result:
+def restore_data_dir(
+    job: Job, target: Path, layout: Layout, *, force: bool = False
+) -> Result:
     """Restore into a folder; return what was restored. Blocks.
 
     The folder may be there if it is empty. Raises VerificationError if anything stored
-    is damaged, RepositoryError if the disk fails; either leaves nothing.
+    is damaged, RepositoryError if the disk fails, and PointError if the result would
+    not be exact, which force accepts; all of them leave nothing.
     """
     target = target.absolute()
     must_be_free(target)
+    job = keep_fields(job, force=force)
     partial = target.with_name(f"{target.name}.partial")
     try:
         _begin(partial)
@@ -107,7 +112,7 @@ def _begin(partial: Path) -> None:
 def _build(job: Job, partial: Path, target: Path, layout: Layout) -> Tally:
     _must_have_room(partial, job.length)
     advance = job.watch.stage("restoring", job.length)
-    translator = Translator("file")
+    translator = job.translator("file")
     snapshot = read_snapshot(job.folder, job.plan.snapshot)
     stream = _stream(job, translator)
     if layout == "single":

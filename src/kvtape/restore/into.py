@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from kvtape.errors import ServerError, VerificationError
+from kvtape.restore.fields import keep_fields
 from kvtape.restore.fit import unfit, unfit_for_stream
 from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
@@ -69,6 +71,9 @@ async def restore_into(job: Job, options: IntoOptions) -> Result:
     """
     async with open_client(options.url) as client:
         await _must_be_fit(client, job, options)
+        job = await trio.to_thread.run_sync(
+            partial(keep_fields, job, force=options.force)
+        )
         tally = await trio.to_thread.run_sync(survey, job, "link")
         if (error := await unfit_for_stream(client, job, tally)) is not None:
             raise error

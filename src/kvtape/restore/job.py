@@ -10,6 +10,7 @@ from kvtape.storage.reader import Resolved, resolve
 from kvtape.storage.repository import SourceFolder, open_repository
 from kvtape.tape.plan import Plan, choose
 from kvtape.tape.point import Point, ToOffset, ToTime, format_time
+from kvtape.tape.translate import Destination, Translator
 
 # Called with the number of bytes done since the last call.
 Advance = Callable[[int], None]
@@ -37,6 +38,7 @@ class Job:
     folder: SourceFolder
     resolved: Resolved
     watch: Watch = field(default_factory=NoWatch)
+    translator: Callable[[Destination], Translator] = Translator  # a new one each time
 
     @property
     def plan(self) -> Plan:

@@ -25,7 +25,7 @@ from kvtape.replication.replica import NEED_DATA
 from kvtape.restore.job import Job
 from kvtape.signal import Signal
 from kvtape.storage.reader import read_snapshot, read_stream
-from kvtape.tape.translate import Tally, Translator
+from kvtape.tape.translate import Tally
 
 _log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ async def _read(pieces: Iterator[bytes], send: trio.MemorySendChannel[bytes]) ->
 
 def _pieces(job: Job) -> Iterator[bytes]:
     yield from read_snapshot(job.folder, job.plan.snapshot)
-    translator = Translator("link")
+    translator = job.translator("link")
     for piece in read_stream(job.folder, job.plan.slices):
         if data := translator.translate(piece):
             yield data

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import trio
 
 from kvtape.errors import ServerError
+from kvtape.restore.fields import keep_fields
 from kvtape.restore.fit import unfit_release
 from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
@@ -52,6 +54,7 @@ async def serve(
     ready is called with the address, and what will be restored, once everything is
     verified and a server may come; complete with each target that has it all.
     """
+    job = await trio.to_thread.run_sync(partial(keep_fields, job, force=options.force))
     tally = await trio.to_thread.run_sync(survey, job, "link")
 
     async def vet(target: Target) -> ServerError | None:

@@ -20,7 +20,7 @@ def survey(job: Job, destination: Destination) -> Tally:
     advance = job.watch.stage("verifying", job.length)
     for data in read_snapshot(job.folder, job.plan.snapshot):
         advance(len(data))
-    translator = Translator(destination)
+    translator = job.translator(destination)
     for piece in read_stream(job.folder, job.plan.slices):
         translator.translate(piece)
         advance(len(piece.data))

@@ -10,6 +10,8 @@ decided here:
   not publish, and some servers refuse to start on CLUSTER in an AOF. In an AOF neither
   PING nor REPLCONF has a place; on a link they are harmless, and leaving them keeps the
   offsets what they were.
+- Where the destination hides hash fields whose time has passed, what needs them is
+  rewritten so that it does what it did (kvtape.tape.field_ttl).
 - TRIMSLOTS deletes keys that it does not name; that is refused.
 
 Only what may need a change is parsed. The facts of each frame say which commands it
@@ -30,11 +32,10 @@ import hiredis
 
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.resp import PIECE, pack, packed_length
+from kvtape.tape.field_ttl import Command, FieldTtls, Rewritten
 from kvtape.tape.segment import Facts, Mark
 
 Destination = Literal["file", "link"]
-
-Command = Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,17 @@ class Translator:
     """Translates one stream, from a boundary on, for a file (AOF) or a link.
 
     translate() returns the bytes to pass on, which may lag behind by an unfinished
-    command; when the last piece ends at a boundary, nothing is left behind.
+    command; when the last piece ends at a boundary, nothing is left behind. fields is
+    for a destination that hides hash fields whose time has passed while it loads.
     """
 
-    def __init__(self, destination: Destination) -> None:
+    def __init__(
+        self, destination: Destination, fields: FieldTtls | None = None
+    ) -> None:
         self.tally = Tally()
         self._left_out = _LEFT_OUT[destination]
-        self._suspects = self._left_out | _RULES.keys()
+        self._changed_names = _RULES.keys() | self._left_out
+        self._fields = fields
         self._pieces: list[Piece] = []
 
     def translate(self, piece: Piece) -> bytes:
@@ -100,6 +105,8 @@ class Translator:
         data = pieces[0].data if len(pieces) == 1 else b"".join(p.data for p in pieces)
         if all(map(self._is_plain, pieces)):
             self.tally.commands += sum(p.facts.summary.commands for p in pieces)
+            if self._fields is not None:
+                self._fields.select(piece.facts.db)
         else:
             marks = [mark for piece in pieces for mark in piece.facts.marks]
             data = self._translate(data, pieces[0].start, marks)
@@ -119,10 +126,11 @@ class Translator:
         summary = piece.facts.summary
         if summary.lost or not piece.is_whole:
             return False
-        suspects = summary.names.keys() & self._suspects
-        return all(
-            summary.names[name] <= _PLAIN_WORDS.get(name, 0) for name in suspects
-        )
+        names = summary.names
+        if self._fields and any(name in names for name in self._fields.names):
+            return False
+        suspects = names.keys() & self._changed_names
+        return all(names[name] <= _PLAIN_WORDS.get(name, 0) for name in suspects)
 
     def _translate(self, data: bytes, start: int, marks: Sequence[Mark]) -> bytes:
         offsets = [mark.offset for mark in marks]
@@ -130,22 +138,34 @@ class Translator:
         copied = 0
         for command, begin, end in read_commands(data, start):
             self.tally.commands += 1
-            name = command[0].upper()
-            if name not in self._suspects:
-                continue
-            replacement = b""
-            if name not in self._left_out:
-                time = marks[min(bisect_left(offsets, end), len(marks) - 1)].time
-                changed = _RULES[name](command, time)
-                if changed is None:
-                    continue
-                replacement = pack(*changed)
-                self.tally.rewritten += 1
-            else:
-                self.tally.left_out += 1
-            out += (data[copied : begin - start], replacement)
-            copied = end - start
+            time = marks[min(bisect_left(offsets, end), len(marks) - 1)].time
+            try:
+                changed = self._change(command, time)
+            except (ValueError, IndexError):
+                raise _no_commands(begin) from None
+            if changed is not None:
+                out += (
+                    data[copied : begin - start],
+                    *(pack(*each) for each in changed),
+                )
+                copied = end - start
         return b"".join((*out, data[copied:]))
+
+    def _change(self, command: Command, time: int) -> Rewritten | None:
+        """Return what to pass on instead of a command; None if it is fine."""
+        name = command[0].upper()
+        if name in self._left_out:
+            self.tally.left_out += 1
+            return ()
+        changed: Rewritten | None = None
+        if (rule := _RULES.get(name)) is not None:
+            words = rule(command, time)
+            changed = None if words is None else [words]
+        elif self._fields is not None:
+            changed = self._fields.rewrite(command)
+        if changed is not None:
+            self.tally.rewritten += 1
+        return changed
 
 
 def read_commands(data: bytes, start: int) -> Iterator[tuple[list[bytes], int, int]]:

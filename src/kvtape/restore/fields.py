@@ -1,0 +1,63 @@
+"""Making ready for hash fields whose time has passed (kvtape.tape.field_ttl)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from kvtape.replication.tracker import NO_DB
+from kvtape.restore.job import Job
+from kvtape.restore.survey import estimate
+from kvtape.storage.reader import read_snapshot
+from kvtape.tape.documents import Manifest
+from kvtape.tape.field_ttl import FIRST_RDB_VERSION, INCREMENT, FieldTtls
+from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
+from kvtape.tape.translate import Destination, Translator
+
+
+def keep_fields(job: Job, *, force: bool) -> Job:
+    """Return the job with a translation that field TTLs pass unharmed. Blocks.
+
+    PointError is raised later, by the translation, for what cannot be told; with force
+    it is not. The snapshot is read only if the stream increments fields, since that
+    takes as long as 20 MB/s do where keys are small.
+    """
+    manifest = job.plan.snapshot.manifest
+    if not _hides_lapsed_fields(manifest):
+        return job
+    needs_snapshot = INCREMENT in estimate(job).names
+    earliest = _earliest_times(job) if needs_snapshot else {}
+
+    def translator(destination: Destination) -> Translator:
+        db = NO_DB if manifest.db is None else manifest.db
+        fields = FieldTtls(int(time.time() * 1000), db, is_lenient=force)
+        for (key_db, key), when in earliest.items():
+            fields.see_key(key_db, key, when)
+        return Translator(destination, fields)
+
+    return replace(job, translator=translator)
+
+
+def _hides_lapsed_fields(manifest: Manifest) -> bool:
+    """Whether what loads such a snapshot is a Redis with field TTLs."""
+    is_redis = manifest.rdb_magic == "REDIS"
+    return is_redis and manifest.rdb_version >= FIRST_RDB_VERSION
+
+
+def _earliest_times(job: Job) -> dict[tuple[int, bytes], int]:
+    """Return the earliest expiry of a field of each hash that has any, in ms."""
+    advance = job.watch.stage("checking", job.plan.snapshot.manifest.bytes)
+    found: dict[tuple[int, bytes], int] = {}
+    reader = RdbReader(values=False)
+    try:
+        for data in read_snapshot(job.folder, job.plan.snapshot):
+            reader.receive_data(data)
+            while (event := reader.next_event()) is not NEED_DATA:
+                if isinstance(event, Key) and event.field_expire_ms is not None:
+                    found[event.db, event.key] = event.field_expire_ms
+            advance(len(data))
+    except UnknownRdbError:
+        # Newer than this kvtape: the server that loads it decides, and what it holds
+        # beyond here is not followed.
+        return found
+    return found
