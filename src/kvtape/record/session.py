@@ -210,6 +210,8 @@ class Session:
         snapshot, recorder = self._announced(), self.recorder
         before = recorder.end
         name = snapshot.name
+        # Whole as it is, it must not be lost because the link breaks just now.
+        snapshot.keep()
         recorder.hold()
         recorder.follow(
             Position(name.replid, name.offset, name.offset, snapshot.db, name.time)
@@ -221,7 +223,6 @@ class Session:
     async def _complete_snapshot(
         self, snapshot: SnapshotReceiver, before: Position | None
     ) -> None:
-        # Whole as it is, it must not be lost because the link breaks just now.
         with trio.CancelScope(shield=True):
             manifest = await snapshot.complete(self.clock.now, self.commits.server)
             await trio.to_thread.run_sync(self.commits.snapshot, manifest, before)

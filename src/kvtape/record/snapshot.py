@@ -122,6 +122,7 @@ class SnapshotReceiver:
         self._send, self._receive = trio.open_memory_channel[bytes](_MOST_QUEUED)
         self._head = b""
         self._is_written = trio.Event()
+        self._writing = trio.CancelScope()
 
     @property
     def db(self) -> int:
@@ -131,11 +132,19 @@ class SnapshotReceiver:
 
     async def run(self) -> None:
         """Write what is received; returns when complete() was called."""
-        self._file = await trio.to_thread.run_sync(SnapshotFile, self._spool)
-        async with self._receive:
-            async for piece in self._receive:
-                await trio.to_thread.run_sync(self._file.write, piece)
-        self._is_written.set()
+        with self._writing:
+            self._file = await trio.to_thread.run_sync(SnapshotFile, self._spool)
+            async with self._receive:
+                async for piece in self._receive:
+                    await trio.to_thread.run_sync(self._file.write, piece)
+            self._is_written.set()
+
+    def keep(self) -> None:
+        """Have run() go on to the end, though the link's tasks are cancelled.
+
+        All of the snapshot is received: call complete() next, shielded likewise.
+        """
+        self._writing.shield = True
 
     async def receive(self, data: bytes) -> None:
         """Take the next bytes; waits while the disk is far behind."""

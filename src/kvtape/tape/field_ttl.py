@@ -42,8 +42,9 @@ _FIRST = frozenset(
     {b"HPEXPIREAT", b"HEXPIREAT", b"HPERSIST", b"HSETEX", b"RESTORE", b"RESTORE-ASKING"}
 )
 
-# The year 9999: beyond any time in use, within the 48 bits that Redis has for it.
-_FAR = 253_402_300_799_000
+# The year 4188: beyond any time in use, and below the 46 bits that Redis allows
+# (t_hash.c:HFE_MAX_ABS_TIME_MSEC).
+_FAR = 70_000_000_000_000
 
 # A load may take this long (ms): what lapses meanwhile counts as lapsed.
 _MARGIN = 600_000
