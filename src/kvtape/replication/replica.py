@@ -132,6 +132,17 @@ class _State(Enum):
     STREAM = auto()
 
 
+# What it means that the connection ends.
+_ENDS = {
+    _State.HANDSHAKE: "the primary closed the connection in the handshake",
+    _State.PSYNC: "the primary closed the connection in the handshake",
+    _State.PREAMBLE: "the primary closed the connection before the snapshot; its log "
+    "says why the snapshot failed",
+    _State.SNAPSHOT: "the primary cut the link within the snapshot",
+    _State.STREAM: "the primary cut the link after {offset}",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One command of the handshake. An optional one may be refused."""
@@ -207,30 +218,17 @@ class Replica:
 
     def receive_end(self) -> ServerError:
         """Return the error that the end of the connection amounts to."""
-        match self._state:
-            case _State.HANDSHAKE if not self._has_heard:
-                return closed_without_a_word()
-            case _State.HANDSHAKE | _State.PSYNC:
-                return LinkError("the primary closed the connection in the handshake")
-            case _State.PREAMBLE:
-                return LinkError(
-                    "the primary closed the connection before the snapshot; its log "
-                    "says why the snapshot failed"
-                )
-            case _State.SNAPSHOT:
-                return LinkError("the primary cut the link within the snapshot")
-            case _State.STREAM:
-                return LinkError(f"the primary cut the link after {self._offset}")
+        if not self._has_heard:
+            return closed_without_a_word()
+        return LinkError(_ENDS[self._state].format(offset=self._offset))
 
     def next_event(self) -> Event | NeedData:
         """Return the next thing that happened, or NEED_DATA."""
-        match self._state:
-            case _State.HANDSHAKE | _State.PSYNC | _State.PREAMBLE:
-                return self._next_line()
-            case _State.SNAPSHOT:
-                return self._marked_snapshot() if self._mark else self._sized_snapshot()
-            case _State.STREAM:
-                return self._stream()
+        if self._state is _State.STREAM:
+            return self._stream()
+        if self._state is _State.SNAPSHOT:
+            return self._marked_snapshot() if self._mark else self._sized_snapshot()
+        return self._next_line()
 
     def _next_line(self) -> Event | NeedData:
         while (line := self._line()) is not None:

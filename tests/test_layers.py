@@ -1,0 +1,115 @@
+"""The import rules, so that breaking one is a decision and not an accident."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvtape
+
+SOURCE = Path(kvtape.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+# From bottom to top: what each part of the package may import from, besides itself.
+# record and restore stand beside each other and know nothing of one another; server
+# and storage do, too.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "signal": set(),
+    "replication": {"errors"},
+    "tape": {"errors", "replication"},
+    "storage": {"errors", "replication", "tape"},
+    "server": {"errors", "replication", "tape"},
+    "record": {"errors", "signal", "replication", "tape", "storage", "server"},
+    "restore": {"errors", "signal", "replication", "tape", "storage", "server"},
+    "cli": {
+        *("errors", "signal", "replication", "tape", "storage", "server"),
+        *("record", "restore"),
+    },
+    "__main__": {"cli", "errors"},
+    "__init__": set(),
+}
+
+# These do no I/O, ask no clock and roll no dice, so that all they do can be tested by
+# what goes in and what comes out.
+PURE = {"errors", "replication", "tape"}
+IMPURE = {
+    *("trio", "anyio", "asyncio", "threading", "subprocess", "select", "signal"),
+    *("fsspec", "socket", "ssl", "os", "io", "pathlib", "shutil", "tempfile", "mmap"),
+    *("time", "random", "secrets", "uuid", "logging", "warnings", "sys"),
+}
+# A file in memory is a value.
+HARMLESS = {"io.BytesIO"}
+
+NO_NAMES = {"util", "utils", "helper", "helpers", "common", "types", "constants"}
+NO_WORDS = {"manager", "handler", "misc", "interfaces"}
+
+MOST_LINES = 500
+
+
+def part(module: Path) -> str:
+    """Return the part of the package that a module belongs to."""
+    first = module.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Yield what a module imports, as full names."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = node.module or ""
+            if node.level:
+                folders = module.relative_to(SOURCE.parent).parts[: -node.level]
+                package = ".".join([*folders, *filter(None, [package])])
+            yield from (f"{package}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(module: Path) -> set[str]:
+    """Return the other parts of the package that a module imports from."""
+    names = {name for name in imports(module) if name.split(".")[0] == "kvtape"}
+    # `from kvtape import x` may mean a part or a name of __init__, which has none.
+    return {name.split(".")[1] for name in names if "." in name} - {part(module)}
+
+
+def name(module: Path) -> str:
+    return str(module.relative_to(SOURCE))
+
+
+def test_every_part_has_its_place_in_the_table() -> None:
+    assert {part(module) for module in MODULES} <= MAY_IMPORT.keys()
+
+
+def test_the_table_goes_from_bottom_to_top() -> None:
+    below: set[str] = set()
+    for one, may_import in MAY_IMPORT.items():
+        assert may_import <= below
+        below.add(one)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_a_module_imports_only_from_what_lies_below(module: Path) -> None:
+    assert parts_imported(module) <= MAY_IMPORT[part(module)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_a_module_of_a_pure_part_does_no_io(module: Path) -> None:
+    if part(module) in PURE:
+        roots = {found.split(".")[0] for found in set(imports(module)) - HARMLESS}
+        assert not roots & IMPURE
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_a_modules_name_says_what_it_is(module: Path) -> None:
+    for word in module.relative_to(SOURCE).with_suffix("").parts:
+        assert word not in NO_NAMES
+        assert not NO_WORDS & set(word.split("_"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_a_module_can_be_read_in_one_sitting(module: Path) -> None:
+    assert len(module.read_text().splitlines()) <= MOST_LINES
