@@ -1,1 +1,70 @@
-"""Record every write to a Redis or Valkey server, and bring any moment back."""
+"""Record every write to a Redis or Valkey server, and bring any moment back.
+
+What the command line does, a script can do:
+
+- record: make an Agent of RecordOptions and run it with trio.run(agent.run); stop() has
+  it store what it has and return.
+- plan: open_job() finds out what a restore to a point takes, and restores nothing.
+- restore: restore_data_dir() into a folder, restore_into() into a running server, and
+  serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
+- read: recorded_commands() yields the stream as commands.
+
+Every error that is not a bug is an Error, whose exit_status is the command line's.
+"""
+
+from __future__ import annotations
+
+from kvtape.errors import (
+    DestinationError,
+    Error,
+    IdentityError,
+    PointError,
+    RepositoryError,
+    ServerError,
+    UsageError,
+    VerificationError,
+)
+from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.recorder import Limits
+from kvtape.restore.data_dir import layout_for, restore_data_dir
+from kvtape.restore.into import IntoOptions, restore_into
+from kvtape.restore.job import Job, Result, open_job
+from kvtape.restore.serve import ServeOptions, serve
+from kvtape.server.url import ServerUrl, parse_url
+from kvtape.storage.commands import RecordedCommand, recorded_commands
+from kvtape.storage.repository import Repository, open_repository
+from kvtape.tape.plan import Plan
+from kvtape.tape.point import ToLatest, ToOffset, ToTime
+
+__all__ = [
+    "Agent",
+    "DestinationError",
+    "Error",
+    "IdentityError",
+    "IntoOptions",
+    "Job",
+    "Limits",
+    "Plan",
+    "PointError",
+    "RecordOptions",
+    "RecordedCommand",
+    "Repository",
+    "RepositoryError",
+    "Result",
+    "ServeOptions",
+    "ServerError",
+    "ServerUrl",
+    "ToLatest",
+    "ToOffset",
+    "ToTime",
+    "UsageError",
+    "VerificationError",
+    "layout_for",
+    "open_job",
+    "open_repository",
+    "parse_url",
+    "recorded_commands",
+    "restore_data_dir",
+    "restore_into",
+    "serve",
+]
