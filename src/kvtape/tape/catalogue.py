@@ -1,21 +1,28 @@
-"""What a source's folder holds, and what follows from it: lineages and ranges.
+"""What a source's folder holds, and what follows from it: what can be restored.
 
 Built from a listing and the small documents that it names, never from anything that has
 to be kept up to date. A snapshot without its manifest, or whose RDB file is not as long
-as the manifest says, is not there; what is wrong with it is in problems.
+as the manifest says, is not there. A document that is damaged is not there either: one
+bad byte must not stand between an operator and all the rest. It is in problems.
+
+The offsets that can be restored are worked out in one place, stretches(): what info
+lists and what a plan is made of cannot differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from operator import itemgetter
 
+from kvtape.errors import VerificationError
 from kvtape.tape import documents
 from kvtape.tape.documents import Gap, History, Manifest
 from kvtape.tape.names import (
     GapName,
     HistoryName,
+    Name,
     SegmentName,
     SnapshotName,
     parse,
@@ -48,7 +55,8 @@ class Range:
 class Part:
     """The offsets after start, up to end, that one history gives to a lineage.
 
-    start is None at the root; end is None for the history the lineage leads to.
+    start is None at the root; end is None for the history the lineage leads to. The
+    offsets up to start are its parent's as well, and so are the bytes before it.
     """
 
     replid: str
@@ -57,7 +65,11 @@ class Part:
 
     def holds(self, offset: int) -> bool:
         """Whether the state at this offset is told by this history."""
-        after = self.start is None or offset > self.start
+        return offset != self.start and self.may_begin_at(offset)
+
+    def may_begin_at(self, offset: int) -> bool:
+        """Whether a snapshot of this history at this offset is one of the lineage."""
+        after = self.start is None or offset >= self.start
         return after and (self.end is None or offset <= self.end)
 
 
@@ -68,6 +80,23 @@ class Slice:
     segment: SegmentName
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Offsets of a lineage of which each can be restored: from a snapshot to a hole.
+
+    start and time (ms) are the first snapshot's; slices hold the bytes from there on.
+    """
+
+    start: int
+    time: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def end(self) -> int:
+        """The last offset."""
+        return self.slices[-1].end if self.slices else self.start
 
 
 @dataclass(slots=True)
@@ -82,75 +111,102 @@ class Catalogue:
     problems: list[str] = field(default_factory=list)
 
     def lineage(self, replid: str) -> tuple[Part, ...]:
-        """Return a history's ancestors and itself, the oldest first."""
-        parts: list[Part] = []
-        end: int | None = None
-        current: str | None = replid
-        while current is not None and all(part.replid != current for part in parts):
-            history = self.histories[current]
-            parts.append(Part(current, history.parent_offset, end))
-            end = history.parent_offset
-            current = history.parent
-            if current is not None and current not in self.histories:
-                break
-        return tuple(reversed(parts))
+        """Return a history's ancestors and itself, the oldest first.
 
-    def cover(self, lineage: Sequence[Part], start: int, end: int) -> list[Slice]:
-        """Return slices from start on without a hole, as far towards end as there are.
-
-        Where segments overlap, as those of two agents do, the one that reaches
-        furthest is taken.
+        A history whose parent is not here, or that would be its own ancestor, is taken
+        as the first.
         """
-        slices: list[Slice] = []
-        position = start
-        for part in lineage:
-            stop = end if part.end is None else min(end, part.end)
-            for segment in self.segments.get(part.replid, ()):
-                if position >= stop:
-                    break
-                if segment.start <= position < segment.end:
-                    reached = min(segment.end, stop)
-                    slices.append(Slice(segment, position, reached))
-                    position = reached
-        return slices
+        parts: list[Part] = []
+        seen: set[str] = set()
+        current, end = self.histories[replid], None
+        while True:
+            seen.add(current.replid)
+            parent = self.histories.get(current.parent or "")
+            fork = current.parent_offset
+            if parent is None or parent.replid in seen or fork is None:
+                parts.append(Part(current.replid, None, end))
+                return tuple(reversed(parts))
+            parts.append(Part(current.replid, fork, end))
+            # A child that forked before its parent did shares less with the ancestors.
+            end = fork if end is None else min(end, fork)
+            current = parent
 
-    def reach(self, lineage: Sequence[Part], start: int, end: int) -> int:
-        """Return how far towards end the stream is there without a hole."""
-        slices = self.cover(lineage, start, end)
-        return slices[-1].end if slices else start
+    def snapshots_of(self, lineage: Sequence[Part]) -> list[Snapshot]:
+        """Return the snapshots that a lineage can be restored from, in offset order."""
+        parts = {part.replid: part for part in lineage}
+        found = []
+        for snapshot in self.snapshots:
+            part = parts.get(snapshot.name.replid)
+            if part is not None and part.may_begin_at(snapshot.name.offset):
+                found.append(snapshot)
+        return sorted(found, key=lambda found: (found.name.offset, found.name.time))
+
+    def stretches(self, lineage: Sequence[Part]) -> list[Stretch]:
+        """Return everything that can be restored of a lineage, in offset order.
+
+        Between two of them at least one byte is missing, or no snapshot reaches it.
+        """
+        runs = self._runs(lineage)
+        begins = [run[0].start for run in runs]
+        found: list[Stretch] = []
+        for snapshot in self.snapshots_of(lineage):
+            offset = snapshot.name.offset
+            if not found or offset > found[-1].end:
+                # The run before the first one is none at all.
+                run = [[], *runs][bisect_right(begins, offset)]
+                slices = clip(run, offset, _FAR)
+                found.append(Stretch(offset, snapshot.name.time, slices))
+        return found
+
+    def _runs(self, lineage: Sequence[Part]) -> list[list[Slice]]:
+        """Return the stream bytes of a lineage: slices that follow without a hole.
+
+        Where segments overlap, as those of two agents do, the one that reaches furthest
+        is taken. Of an ancestor's bytes, none are behind the fork.
+        """
+        pieces = []
+        for part in lineage:
+            stop = _FAR if part.end is None else part.end
+            pieces += [
+                (segment.start, min(segment.end, stop), segment)
+                for segment in self.segments.get(part.replid, ())
+                if segment.start < stop
+            ]
+        pieces.sort(key=itemgetter(0))
+        runs: list[list[Slice]] = []
+        taken = reached = -1
+        furthest: SegmentName | None = None
+        for start, end, segment in pieces:
+            # What comes now begins behind what is taken, so it is time to choose.
+            if furthest is not None and taken < reached and taken < start:
+                runs[-1].append(Slice(furthest, taken, reached))
+                taken = reached
+            if taken < start:
+                runs.append([])
+                taken = reached = start
+            if reached < end:
+                furthest, reached = segment, end
+        if furthest is not None and taken < reached:
+            runs[-1].append(Slice(furthest, taken, reached))
+        return runs
 
     def ranges(self, replid: str) -> list[Range]:
-        """Return what can be restored of a history, ancestors left out."""
+        """Return what can be restored of a history, in offset order.
+
+        Its ancestors are left out, but for the offset that it forked at, which is the
+        same state in both.
+        """
         lineage = self.lineage(replid)
-        own = lineage[-1]
-        # A range begins at a snapshot, or where the history forked from its parent, if
-        # that offset can be restored.
-        starts = [
-            (snapshot.name.offset, snapshot.name.time)
-            for snapshot in self.snapshots
-            if snapshot.name.replid == replid
-        ]
-        if own.start is not None and len(lineage) > 1:
-            starts += [
-                (own.start, range_.end_time)
-                for range_ in self.ranges(lineage[-2].replid)
-                if range_.start <= own.start <= range_.end
-            ]
-        ranges: list[Range] = []
-        for start, time in sorted(starts):
-            if ranges and start <= ranges[-1].end:
-                continue
-            slices = self.cover((own,), start, _FAR)
-            last = slices[-1] if slices else None
-            ranges.append(
-                Range(
-                    replid,
-                    start,
-                    last.end if last else start,
-                    time,
-                    max(time, last.segment.last) if last else time,
-                )
-            )
+        fork = lineage[-1].start
+        ranges = []
+        for stretch in self.stretches(lineage):
+            start, time = stretch.start, stretch.time
+            if fork is not None and stretch.start <= fork:
+                if stretch.end < fork:
+                    continue
+                start, time = fork, max(time, self.histories[replid].created)
+            times = [s.segment.last for s in stretch.slices if s.end > start]
+            ranges.append(Range(replid, start, stretch.end, time, max([time, *times])))
         return ranges
 
     def all_ranges(self) -> list[Range]:
@@ -158,8 +214,16 @@ class Catalogue:
         return [range_ for replid in self.histories for range_ in self.ranges(replid)]
 
     def newest_history(self) -> str | None:
-        """Return the history of which something was stored last."""
-        stored = [replid for replid in self.histories if self.end(replid) is not None]
+        """Return the history of which something was stored last.
+
+        One of which nothing can be restored does not count: its bytes without its
+        snapshot are worth nothing, and are not to be continued.
+        """
+        stored = [
+            replid
+            for replid in self.histories
+            if self.end(replid) is not None and self.ranges(replid)
+        ]
         return max(stored, key=self._last_time, default=None)
 
     def _last_time(self, replid: str) -> tuple[int, int]:
@@ -188,6 +252,15 @@ def documents_of(listing: Mapping[str, int]) -> list[str]:
     ]
 
 
+def clip(slices: Iterable[Slice], start: int, end: int) -> tuple[Slice, ...]:
+    """Return what lies in [start, end) of slices."""
+    return tuple(
+        Slice(slice_.segment, max(slice_.start, start), min(slice_.end, end))
+        for slice_ in slices
+        if max(slice_.start, start) < min(slice_.end, end)
+    )
+
+
 def build(listing: Mapping[str, int], contents: Mapping[str, bytes]) -> Catalogue:
     """Build the catalogue of a source.
 
@@ -195,54 +268,69 @@ def build(listing: Mapping[str, int], contents: Mapping[str, bytes]) -> Catalogu
     the documents that documents_of() names.
     """
     catalogue = Catalogue(stored_bytes=sum(listing.values()))
-    histories: dict[str, History] = {}
+    histories: list[History] = []
     for path in sorted(listing):
-        match parse(path):
-            case SegmentName() as segment:
-                catalogue.segments.setdefault(segment.replid, []).append(segment)
-            case HistoryName(replid):
-                history = documents.decode(History, contents[path], path)
-                histories[replid] = history
-            case SnapshotName() as name if path == name.manifest:
-                manifest = documents.decode(Manifest, contents[path], path)
-                if listing.get(name.rdb) == manifest.stored_bytes:
-                    catalogue.snapshots.append(Snapshot(name, manifest))
-                else:
-                    catalogue.problems.append(
-                        f"{name.rdb} is missing or not {manifest.stored_bytes} bytes"
-                    )
-            case GapName():
-                gap = documents.decode(Gap, contents[path], path)
-                catalogue.gaps.append(gap)
-            case _:
-                pass
+        try:
+            match parse(path):
+                case SegmentName() as segment:
+                    catalogue.segments.setdefault(segment.replid, []).append(segment)
+                case HistoryName() as name:
+                    histories.append(_history(contents[path], path, name))
+                case SnapshotName() as name if path == name.manifest:
+                    snapshot = _snapshot(contents[path], path, name, listing)
+                    catalogue.snapshots.append(snapshot)
+                case GapName() as name:
+                    catalogue.gaps.append(_gap(contents[path], path, name))
+                case _:
+                    pass
+        except VerificationError as error:
+            catalogue.problems.append(str(error))
     for segments in catalogue.segments.values():
         segments.sort(key=lambda segment: (segment.start, -segment.end))
     for replid in _undocumented(catalogue, histories):
-        catalogue.problems.append(f"{HistoryName(replid).path} is missing")
-        histories[replid] = History(replid, "full-resync", _begun(catalogue, replid))
-    catalogue.histories = {
-        history.replid: history
-        for history in sorted(histories.values(), key=lambda history: history.created)
-    }
+        path = HistoryName(replid).path
+        if path not in listing:
+            catalogue.problems.append(f"{path} is missing")
+        histories.append(History(replid, "full-resync", _begun(catalogue, replid)))
+    histories.sort(key=lambda history: history.created)
+    catalogue.histories = {history.replid: history for history in histories}
     return catalogue
 
 
-def holes(segments: Sequence[SegmentName]) -> list[tuple[int, int]]:
-    """Return the [start, end) that lie between segments of one history, in order."""
-    found = []
-    furthest = segments[0].end if segments else 0
-    for _, segment in pairwise(segments):
-        if segment.start > furthest:
-            found.append((furthest, segment.start))
-        furthest = max(furthest, segment.end)
-    return found
+def _history(content: bytes, path: str, name: HistoryName) -> History:
+    history = documents.decode(History, content, path)
+    _must_fit(path, name, HistoryName(history.replid))
+    return history
 
 
-def _undocumented(catalogue: Catalogue, histories: Mapping[str, History]) -> list[str]:
+def _snapshot(
+    content: bytes, path: str, name: SnapshotName, listing: Mapping[str, int]
+) -> Snapshot:
+    manifest = documents.decode(Manifest, content, path)
+    of = SnapshotName(manifest.replid, manifest.offset, manifest.time)
+    _must_fit(path, name, of)
+    if listing.get(name.rdb) != manifest.stored_bytes:
+        raise VerificationError(
+            f"{name.rdb} is missing or not {manifest.stored_bytes} bytes"
+        )
+    return Snapshot(name, manifest)
+
+
+def _gap(content: bytes, path: str, name: GapName) -> Gap:
+    gap = documents.decode(Gap, content, path)
+    _must_fit(path, name, GapName(gap.replid, gap.start_offset, gap.end_offset))
+    return gap
+
+
+def _must_fit(path: str, name: Name, of: Name) -> None:
+    if name != of:
+        raise VerificationError(f"{path} is damaged: it is about something else")
+
+
+def _undocumented(catalogue: Catalogue, histories: Sequence[History]) -> list[str]:
     named = set(catalogue.segments)
     named |= {snapshot.name.replid for snapshot in catalogue.snapshots}
-    return sorted(named - histories.keys())
+    return sorted(named - {history.replid for history in histories})
 
 
 def _begun(catalogue: Catalogue, replid: str) -> int:

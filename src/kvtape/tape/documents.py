@@ -1,19 +1,23 @@
 """The JSON documents of a repository.
 
-Each is written once. Unknown keys are kept out of the way when read, so that a later
-kvtape may add some; a document that lacks a key that is needed is an error that names
-the document. Times are ms since the epoch, UTC.
+Each is written once. Unknown keys are ignored when read, so that a later kvtape may add
+some; a document that lacks a key that is needed, or has a number that cannot be, is an
+error that names the document. Times are ms since the epoch, UTC.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from kvtape.errors import VerificationError
 
 FORMAT_VERSION = 1
+
+# What the names of files have room for, and a server can have.
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Time = Annotated[int, msgspec.Meta(ge=0, lt=10**14)]
 
 Reason = Literal["first", "failover", "full-resync"]
 Family = Literal["redis", "valkey"]
@@ -24,7 +28,7 @@ class Repository(msgspec.Struct, frozen=True):
 
     format: int
     id: str
-    created: int
+    created: Time
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -42,21 +46,22 @@ class Source(msgspec.Struct, frozen=True):
 
     name: str
     address: str
-    created: int
+    created: Time
     server: Server
 
 
 class History(msgspec.Struct, frozen=True):
     """histories/<replid>.json: how a history began.
 
-    parent_offset is the last offset that it shares with its parent.
+    created is the last receipt before it, or its snapshot's announcement. parent_offset
+    is the last offset that it is known to share with its parent.
     """
 
     replid: str
     reason: Reason
-    created: int
+    created: Time
     parent: str | None = None
-    parent_offset: int | None = None
+    parent_offset: Offset | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -68,9 +73,9 @@ class Manifest(msgspec.Struct, frozen=True):
     """
 
     replid: str
-    offset: int
-    time: int
-    completed: int
+    offset: Offset
+    time: Time
+    completed: Time
     bytes: int
     stored_bytes: int
     sha256: str
@@ -85,10 +90,10 @@ class Gap(msgspec.Struct, frozen=True):
     """gaps/…: bytes that are not recorded, and why."""
 
     replid: str
-    start_offset: int
-    end_offset: int | None
-    start_time: int
-    end_time: int
+    start_offset: Offset
+    end_offset: Offset | None
+    start_time: Time
+    end_time: Time
     reason: str
 
 
@@ -104,5 +109,5 @@ def decode(kind: type[Document], content: bytes, path: str) -> Document:
     """Read a document; VerificationError names path if it is not one."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationError(f"{path} is damaged: {error}") from None

@@ -14,13 +14,20 @@ from datetime import UTC, datetime
 REPOSITORY_DOCUMENT = "kvtape.json"
 SOURCE_DOCUMENT = "source.json"
 
-# What a source may be called: it is a folder's name on any store.
-SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What a source may be called: it is a folder's name on any store, beside kvtape.json.
+SOURCE_NAME = re.compile(r"(?!kvtape\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-_HISTORY = re.compile(r"histories/([^/]{40})\.json")
-_SEGMENT = re.compile(r"stream/([^/]{40})/(\d{8})/(\d{20})-(\d{20})-(\d+)-(\d+)\.seg")
-_SNAPSHOT = re.compile(r"snapshots/([^/]{40})/(\d{20})-(\d+)/(rdb\.zst|manifest\.json)")
-_GAP = re.compile(r"gaps/([^/]{40})/(\d{20})-(\d{20}|resync)\.json")
+# A time has at most 14 digits: it is then before the year 5139, and has a day.
+_REPLID, _OFFSET, _TIME = "([0-9A-Za-z]{40})", "([0-9]{20})", "(0|[1-9][0-9]{0,13})"
+
+_HISTORY = re.compile(rf"histories/{_REPLID}\.json")
+_SEGMENT = re.compile(
+    rf"stream/{_REPLID}/[0-9]{{8}}/{_OFFSET}-{_OFFSET}-{_TIME}-{_TIME}\.seg"
+)
+_SNAPSHOT = re.compile(
+    rf"snapshots/{_REPLID}/{_OFFSET}-{_TIME}/(?:rdb\.zst|manifest\.json)"
+)
+_GAP = re.compile(rf"gaps/{_REPLID}/{_OFFSET}-(?:{_OFFSET}|resync)\.json")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,7 +74,7 @@ class SnapshotName:
         return f"{self.folder}/manifest.json"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class GapName:
     """A hole in a history from start on; end is None across a full resync."""
 
@@ -103,14 +110,14 @@ def parse(path: str) -> Name | None:
     Both files of a snapshot name the snapshot.
     """
     if match := _SEGMENT.fullmatch(path):
-        replid, _, start, end, first, last = match.groups()
-        return SegmentName(replid, int(start), int(end), int(first), int(last))
+        replid, start, end, first, last = match.groups()
+        segment = SegmentName(replid, int(start), int(end), int(first), int(last))
+        # In the folder of another day, or empty, it is none that was ever written.
+        return segment if segment.start < segment.end and segment.path == path else None
     if match := _SNAPSHOT.fullmatch(path):
         return SnapshotName(match[1], int(match[2]), int(match[3]))
     if match := _GAP.fullmatch(path):
-        end_word = match[3]
-        gap_end = None if end_word == "resync" else int(end_word)
-        return GapName(match[1], int(match[2]), gap_end)
+        return GapName(match[1], int(match[2]), int(match[3]) if match[3] else None)
     if match := _HISTORY.fullmatch(path):
         return HistoryName(match[1])
     return None

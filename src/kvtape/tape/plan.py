@@ -8,11 +8,19 @@ afterwards, and it can only lower the plan's end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtape.errors import PointError, UsageError
-from kvtape.tape.catalogue import Catalogue, Part, Range, Slice, Snapshot
-from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime, format_time
+from kvtape.tape.catalogue import (
+    Catalogue,
+    Part,
+    Range,
+    Slice,
+    Snapshot,
+    Stretch,
+    clip,
+)
+from kvtape.tape.point import Point, ToLatest, ToTime, format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,8 @@ class Plan:
         return self.offset - self.snapshot.name.offset
 
     def cut(self, offset: int) -> Plan:
-        """Return the plan that stops at an earlier offset of its last slice."""
-        slices = self.slices
-        if slices and offset < slices[-1].end:
-            last = slices[-1]
-            slices = slices[:-1]
-            if offset > last.start:
-                slices += (Slice(last.segment, last.start, offset),)
+        """Return the plan that stops at an earlier offset, not before its snapshot."""
+        slices = clip(self.slices, self.snapshot.name.offset, offset)
         return Plan(self.replid, offset, self.snapshot, slices)
 
 
@@ -53,16 +56,21 @@ def choose(catalogue: Catalogue, point: Point) -> Plan:
             "nothing can be restored yet: no snapshot is complete; let kvtape record "
             "run until it says that the snapshot is stored"
         )
-    match point:
-        case ToLatest():
-            last = max(ranges, key=lambda range_: (range_.end_time, range_.end))
-            return _to_offset(catalogue, last.replid, last.end)
-        case ToTime(time):
-            return _to_time(catalogue, ranges, time)
-        case ToOffset(offset, prefix):
-            if prefix is None:
-                return _to_bare_offset(catalogue, ranges, offset)
-            return _to_offset(catalogue, _history(catalogue, prefix), offset)
+    if isinstance(point, ToLatest):
+        return _to_latest(catalogue, ranges)
+    if isinstance(point, ToTime):
+        return _to_time(catalogue, ranges, point.time)
+    if point.replid is None:
+        return _to_bare_offset(catalogue, ranges, point.offset)
+    return _to_offset(catalogue, point.replid, point.offset)
+
+
+def _to_offset(catalogue: Catalogue, prefix: str, offset: int) -> Plan:
+    replid = _history(catalogue, prefix)
+    plan = _find(catalogue, replid, offset)
+    if plan is None:
+        raise _not_restorable(catalogue, replid, offset, f"{prefix}:")
+    return plan
 
 
 def _history(catalogue: Catalogue, prefix: str) -> str:
@@ -85,119 +93,146 @@ def _to_bare_offset(catalogue: Catalogue, ranges: Sequence[Range], offset: int) 
     fitting = [r for r in ranges if r.start <= offset <= r.end]
     if fitting:
         raise PointError(
-            f"offset {offset} is not in the newest history ({newest}) or its ancestors,"
-            " but in "
-            + ", ".join(f"{range_.replid}:{offset}" for range_ in fitting)
-            + "; name the one you mean"
+            f"offset {offset} cannot be restored of the newest history, {newest}, but "
+            "it can of others: name the one you mean, "
+            + " or ".join(f"{range_.replid}:{offset}" for range_ in fitting)
         )
-    raise _not_restorable(catalogue, newest, offset)
-
-
-def _to_offset(catalogue: Catalogue, replid: str, offset: int) -> Plan:
-    plan = _find(catalogue, replid, offset)
-    if plan is None:
-        raise _not_restorable(catalogue, replid, offset)
-    return plan
+    raise _not_restorable(catalogue, newest, offset, "")
 
 
 def _find(catalogue: Catalogue, replid: str, offset: int) -> Plan | None:
     lineage = catalogue.lineage(replid)
-    # The newest snapshot wants the least stream; an older one may reach where a newer
-    # one, behind a hole, does not.
-    snapshots = [
-        snapshot
-        for snapshot in catalogue.snapshots
-        if snapshot.name.offset <= offset and _is_of(snapshot, lineage)
-    ]
-    for snapshot in sorted(snapshots, key=_age, reverse=True):
-        start = snapshot.name.offset
-        slices = catalogue.cover(lineage, start, offset)
-        if (slices[-1].end if slices else start) == offset:
-            holder = next(part for part in lineage if part.holds(offset))
-            return Plan(holder.replid, offset, snapshot, tuple(slices))
+    for stretch in catalogue.stretches(lineage):
+        if stretch.start <= offset <= stretch.end:
+            return _plan(catalogue, lineage, stretch, offset)
     return None
 
 
-def _is_of(snapshot: Snapshot, lineage: Sequence[Part]) -> bool:
-    name = snapshot.name
-    return any(
-        part.replid == name.replid and (part.end is None or name.offset <= part.end)
-        for part in lineage
+def _plan(
+    catalogue: Catalogue,
+    lineage: Sequence[Part],
+    stretch: Stretch,
+    offset: int,
+    time: int | None = None,
+) -> Plan:
+    """Return the plan for an offset of a stretch; time is when to be back there.
+
+    The newest snapshot wants the least stream. But one taken after the time may hold
+    more than there was then.
+    """
+    snapshot = max(
+        (
+            snapshot
+            for snapshot in catalogue.snapshots_of(lineage)
+            if stretch.start <= snapshot.name.offset <= offset
+            and (time is None or snapshot.name.time <= time)
+        ),
+        key=lambda snapshot: (snapshot.name.offset, snapshot.name.time),
     )
+    holder = next(part for part in lineage if part.holds(offset))
+    slices = clip(stretch.slices, snapshot.name.offset, offset)
+    return Plan(holder.replid, offset, snapshot, slices)
 
 
-def _age(snapshot: Snapshot) -> tuple[int, int]:
-    return snapshot.name.offset, snapshot.name.time
+def _to_latest(catalogue: Catalogue, ranges: Sequence[Range]) -> Plan:
+    def age(range_: Range) -> tuple[int, int, int]:
+        return (
+            range_.end_time,
+            catalogue.histories[range_.replid].created,
+            range_.end,
+        )
+
+    latest = max(ranges, key=age)
+    plan = _find(catalogue, latest.replid, latest.end)
+    assert plan is not None  # that is what a range says
+    return plan
 
 
 def _to_time(catalogue: Catalogue, ranges: Sequence[Range], time: int) -> Plan:
     holding = [r for r in ranges if r.start_time <= time <= r.end_time]
     if not holding:
-        before = max((r.end_time for r in ranges if r.end_time < time), default=None)
-        after = min((r.start_time for r in ranges if r.start_time > time), default=None)
-        nearest = [format_time(near) for near in (before, after) if near is not None]
-        why = (
-            "is after the last recorded byte"
-            if after is None
-            else "is before the first snapshot"
-            if before is None
-            else "is in a gap"
-        )
-        raise PointError(
-            f"{format_time(time)} {why}; the nearest that can be restored: "
-            + " and ".join(nearest)
-        )
-    range_ = max(holding, key=lambda range_: range_.start_time)
-    # Up to the end of the last segment that was begun by then. Within that segment the
-    # reader looks for the offset.
-    begun = [
-        slice_
-        for slice_ in catalogue.cover(
-            catalogue.lineage(range_.replid), range_.start, range_.end
-        )
-        if slice_.segment.first <= time
-    ]
-    plan = _to_offset(
-        catalogue, range_.replid, begun[-1].end if begun else range_.start
+        raise _no_such_time(ranges, time)
+    # Of a history and the one that forked from it, the later one.
+    range_ = max(reversed(holding), key=lambda range_: range_.start_time)
+    lineage = catalogue.lineage(range_.replid)
+    stretch = next(
+        stretch
+        for stretch in catalogue.stretches(lineage)
+        if stretch.start <= range_.start <= stretch.end
     )
-    is_within = bool(begun) and begun[-1].segment.last > time
-    return Plan(
-        plan.replid,
-        plan.offset,
-        plan.snapshot,
-        plan.slices,
-        time if is_within else None,
+    offset, goes_on = _received_by(time, range_.start, stretch.slices)
+    plan = _plan(catalogue, lineage, stretch, offset, time)
+    return replace(plan, time=time) if goes_on and plan.slices else plan
+
+
+def _received_by(time: int, start: int, slices: Sequence[Slice]) -> tuple[int, bool]:
+    """Return the end of the last segment begun by a time, and whether it goes on.
+
+    If it does, the reader looks for the offset in it, and no segment behind it counts:
+    where they overlap, it may say that its bytes came earlier, by another clock.
+    """
+    offset = start
+    for slice_ in slices:
+        if slice_.end > start:
+            if slice_.segment.first > time:
+                break
+            offset = slice_.end
+            if slice_.segment.last > time:
+                return offset, True
+    return offset, False
+
+
+def _no_such_time(ranges: Sequence[Range], time: int) -> PointError:
+    before = max((r.end_time for r in ranges if r.end_time < time), default=None)
+    after = min((r.start_time for r in ranges if r.start_time > time), default=None)
+    nearest = [format_time(near) for near in (before, after) if near is not None]
+    why = (
+        "is after the last recorded byte"
+        if after is None
+        else "is before the first snapshot"
+        if before is None
+        else "is in a gap"
+    )
+    return PointError(
+        f"{format_time(time)} {why}; the nearest that can be restored: "
+        + " and ".join(nearest)
     )
 
 
-def _not_restorable(catalogue: Catalogue, replid: str, offset: int) -> PointError:
-    ranges = [
-        range_
-        for part in catalogue.lineage(replid)
-        for range_ in catalogue.ranges(part.replid)
-    ]
-    if not ranges:
+def _not_restorable(
+    catalogue: Catalogue, replid: str, offset: int, prefix: str
+) -> PointError:
+    """Name the nearest offsets of a lineage, as the user would have to name them."""
+    lineage = catalogue.lineage(replid)
+    stretches = catalogue.stretches(lineage)
+    if not stretches:
         return PointError(
-            f"nothing of the history {replid} can be restored: it has no snapshot"
+            f"nothing of the history {replid} can be restored: it has no snapshot; "
+            "kvtape info lists what can be"
         )
-    below = max((r.end for r in ranges if r.end < offset), default=None)
-    above = min((r.start for r in ranges if r.start > offset), default=None)
+    below = max((s.end for s in stretches if s.end < offset), default=None)
+    above = min((s.start for s in stretches if s.start > offset), default=None)
     if below is None:
         return PointError(
             f"offset {offset} is before the first snapshot; the first that can be "
-            f"restored is {above}"
+            f"restored is {prefix}{above}"
         )
+    why = _gap_reason(catalogue, lineage, offset)
     if above is None:
         return PointError(
-            f"offset {offset} is after the last recorded byte; the last that can be "
-            f"restored is {below}"
+            f"offset {offset} is after the last recorded byte{why}; the last that can "
+            f"be restored is {prefix}{below}"
         )
-    reasons = [
-        f" ({gap.reason})"
-        for gap in catalogue.gaps
-        if gap.start_offset <= offset and (gap.end_offset or offset) >= offset
-    ]
     return PointError(
-        f"offset {offset} is in a gap{''.join(reasons[:1])}; the nearest that can be "
-        f"restored are {below} and {above}"
+        f"offset {offset} is in a gap{why}; the nearest that can be restored are "
+        f"{prefix}{below} and {prefix}{above}"
     )
+
+
+def _gap_reason(catalogue: Catalogue, lineage: Sequence[Part], offset: int) -> str:
+    holder = next(part for part in lineage if part.holds(offset))
+    for gap in catalogue.gaps:
+        ends = gap.end_offset is None or offset < gap.end_offset
+        if gap.replid == holder.replid and gap.start_offset < offset and ends:
+            return f" ({gap.reason})"
+    return ""

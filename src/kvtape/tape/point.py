@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from kvtape.errors import UsageError
 
-_OFFSET = re.compile(r"(?:([0-9A-Za-z]+):)?(\d{1,19})")
-_AGO = re.compile(r"now(?:-(\d+)(ms|s|m|h|d))?")
+_OFFSET = re.compile(r"(?:([0-9A-Za-z]{1,40}):)?([0-9]{1,19})")
+_AGO = re.compile(r"now(?:-([0-9]{1,15})(ms|s|m|h|d))?")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 # The shortest beginning of a replid that may stand for it.
 _SHORTEST_REPLID = 4
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+# A time outside of these is as good as the nearer one: nothing was recorded there.
+_EARLIEST, _LATEST = 0, (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,16 @@ def parse_offset(text: str) -> ToOffset:
 
 
 def parse_time(text: str, now: int) -> ToTime:
-    """Read RFC 3339 with a zone, or now-15m; now is in ms since the epoch."""
+    """Read RFC 3339 with a zone, or now-15m; now is in ms since the epoch.
+
+    What is finer than a ms is left out: the state at .0009 is that at .000.
+    """
     if match := _AGO.fullmatch(text.strip()):
         ago = int(match[1]) * _UNIT_MS[match[2]] if match[1] else 0
-        return ToTime(now - ago)
+        return _clamped(now - ago)
     try:
-        moment = datetime.fromisoformat(text.strip())
+        # In RFC 3339, not in Python, the Z may be small.
+        moment = datetime.fromisoformat(text.strip().upper())
     except ValueError:
         raise UsageError(
             f"{text!r} is no time: give one such as 2026-05-01T03:00:00Z or now-15m"
@@ -73,10 +83,14 @@ def parse_time(text: str, now: int) -> ToTime:
         raise UsageError(
             f"{text!r} has no zone: end it with Z for UTC, or with one such as +02:00"
         )
-    return ToTime(round(moment.timestamp() * 1000))
+    return _clamped((moment - _EPOCH) // _MS)
+
+
+def _clamped(time: int) -> ToTime:
+    return ToTime(min(max(time, _EARLIEST), _LATEST))
 
 
 def format_time(time: int) -> str:
     """Return a time (ms since the epoch) as RFC 3339, UTC, with milliseconds."""
-    moment = datetime.fromtimestamp(time / 1000, UTC)
+    moment = _EPOCH + time * _MS
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

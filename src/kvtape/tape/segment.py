@@ -55,9 +55,9 @@ __all__ = [
     "crc64",
 ]
 
-# About the most stream bytes in one data frame: what a reader has to hold in memory, and
-# what it has to decompress to reach any one offset. A writer that received several of
-# them at once goes beyond it, but not beyond twice as much.
+# How many stream bytes are gathered into one data frame: what a reader has to hold in
+# memory, and to decompress to reach any one offset. What is received at once is not cut
+# for it, so a frame may have more, but never twice as many.
 MAX_FRAME = 1024 * 1024
 
 # All magics of skippable frames but the seek table's own are free to use.
@@ -68,8 +68,11 @@ SEEK_TABLE = 0x184D2A5E
 
 _SEEKABLE_MAGIC = 0x8F92EAB1
 
-# Recording must keep up with any primary; a slower level is for a later rewrite.
-_LEVEL = 1
+# Recording must keep up with any primary; a slower level is for a later rewrite. Level
+# -1 takes 0.6 of the time on random values and leaves them as long as level 1 does, but
+# leaves text a third longer for a tenth less. So it is for what hardly shrinks anyway.
+_LEVEL, _FASTER_LEVEL = 1, -1
+_HARDLY = 0.6
 
 _FRAME = struct.Struct("<II")
 _SEEK_ENTRY = struct.Struct("<II")
@@ -123,7 +126,11 @@ class Writer:
         self.first: int | None = None  # time of the first receipt, in ms
         self.last = header.time
         self.frames = 0
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._compressors = [
+            zstandard.ZstdCompressor(level=level, write_checksum=True)
+            for level in (_LEVEL, _FASTER_LEVEL)
+        ]
+        self._shrinks = True  # what came last did
         self._seek_table: list[tuple[int, int]] = []
 
     @property
@@ -148,7 +155,7 @@ class Writer:
         Any summary and any number of marks will do: what the facts have no room for is
         left out in a way that makes them coarser, and never wrong.
         """
-        stored = self._compressor.compress(data)
+        stored = self._compressors[not self._shrinks].compress(data)
         facts = Facts(
             start=self.end,
             end=self.end + len(data),
@@ -167,7 +174,9 @@ class Writer:
 
     def adopt(self, facts: Facts) -> None:
         """Count a frame that is in the file already."""
-        self._seek_table.append((facts.stored_length, facts.end - facts.start))
+        length = facts.end - facts.start
+        self._seek_table.append((facts.stored_length, length))
+        self._shrinks = facts.stored_length < _HARDLY * length
         self.end, self.boundary, self.db = facts.end, facts.boundary, facts.db
         if self.first is None:
             self.first = facts.marks[0].time if facts.marks else facts.after

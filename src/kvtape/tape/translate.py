@@ -91,8 +91,8 @@ class Translator:
         self, destination: Destination, fields: FieldTtls | None = None
     ) -> None:
         self.tally = Tally()
-        self._left_out = _LEFT_OUT[destination]
-        self._changed_names = _RULES.keys() | self._left_out
+        self._left_out = LEFT_OUT[destination]
+        self._changed_names = _RULES.keys() | self._left_out | {_TRIM}
         self._fields = fields
         self._pieces: list[Piece] = []
 
@@ -140,7 +140,7 @@ class Translator:
             self.tally.commands += 1
             time = marks[min(bisect_left(offsets, end), len(marks) - 1)].time
             try:
-                changed = self._change(command, time)
+                changed = self._change(command, begin, time)
             except (ValueError, IndexError):
                 raise _no_commands(begin) from None
             if changed is not None:
@@ -151,17 +151,20 @@ class Translator:
                 copied = end - start
         return b"".join((*out, data[copied:]))
 
-    def _change(self, command: Command, time: int) -> Rewritten | None:
+    def _change(self, command: Command, begin: int, time: int) -> Rewritten | None:
         """Return what to pass on instead of a command; None if it is fine."""
         name = command[0].upper()
         if name in self._left_out:
             self.tally.left_out += 1
             return ()
+        if name == _TRIM:
+            raise _no_trimming(begin)
         changed: Rewritten | None = None
-        if (rule := _RULES.get(name)) is not None:
-            words = rule(command, time)
-            changed = None if words is None else [words]
+        if (rule := _RULES.get(name)) and (words := rule(command, time)):
+            changed = [words]
         elif self._fields is not None:
+            # Also where there is a rule: a server with field TTLs sends no relative
+            # expiries, so the rule has nothing to say.
             changed = self._fields.rewrite(command)
         if changed is not None:
             self.tally.rewritten += 1
@@ -195,6 +198,13 @@ def _no_commands(offset: int) -> VerificationError:
     return VerificationError(
         f"the stream cannot be read as commands from offset {offset} on; restore to an "
         "offset before it"
+    )
+
+
+def _no_trimming(offset: int) -> PointError:
+    return PointError(
+        "the stream deletes the keys of whole slots (TRIMSLOTS), which only a cluster "
+        f"node can repeat; the last that can be restored is {offset}, the offset before"
     )
 
 
@@ -262,13 +272,6 @@ def _restore(command: Command, time: int) -> list[bytes | int] | None:
     return [*command[:2], when, *command[3:], b"ABSTTL"]
 
 
-def _refuse_trim(command: Command, time: int) -> None:
-    raise PointError(
-        "the stream deletes the keys of whole slots (TRIMSLOTS), which only a cluster "
-        "node can repeat: restore to an offset before that"
-    )
-
-
 _RULES: dict[bytes, Callable[[Command, int], list[bytes | int] | None]] = {
     b"SET": _set,
     b"SETEX": _setex,
@@ -282,13 +285,15 @@ _RULES: dict[bytes, Callable[[Command, int], list[bytes | int] | None]] = {
     b"HSETEX": _getex,
     b"RESTORE": _restore,
     b"RESTORE-ASKING": _restore,
-    b"TRIMSLOTS": _refuse_trim,
 }
 
 # With no more words than these a command has no options that a rule would change.
 _PLAIN_WORDS = {b"SET": 3}
 
-_LEFT_OUT: dict[Destination, frozenset[bytes]] = {
+_TRIM = b"TRIMSLOTS"
+
+# What a destination never gets to see.
+LEFT_OUT: dict[Destination, frozenset[bytes]] = {
     "file": frozenset({b"PING", b"REPLCONF", b"PUBLISH", b"SPUBLISH", b"CLUSTER"}),
     "link": frozenset({b"PUBLISH", b"SPUBLISH", b"CLUSTER"}),
 }
