@@ -119,18 +119,23 @@ class LocalStore:
             return _reader((self.folder / path).open("rb", buffering=0), what)
 
     def put(self, path: str, source: Path | bytes) -> None:
-        """Write an object, durably: when this returns, a power cut does not undo it."""
+        """Write an object, durably: when this returns, a power cut does not undo it.
+
+        A file on the same file system becomes the object, under a second name; it must
+        be synced, and not change any more.
+        """
         target = self.folder / path
         partial = target.with_name(_unfinished(f".{target.name}"))
         with _translated(f"{self.url}/{path}", "write"):
             make_folder(target.parent)
             try:
-                with _reading(source) as content, partial.open("xb") as file:
-                    while piece := content.read(_PIECE):
-                        file.write(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _name_once(partial, target)
+                if not (isinstance(source, Path) and _link(source, target)):
+                    with _reading(source) as content, partial.open("xb") as file:
+                        while piece := content.read(_PIECE):
+                            file.write(piece)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    _name_once(partial, target)
             except FileExistsError:
                 _must_be_same(self, path, source)
             finally:
@@ -246,6 +251,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name, if it can be; FileExistsError if that is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False  # another file system, or one without links: it is copied
+    return True
 
 
 def _name_once(partial: Path, target: Path) -> None:
