@@ -50,6 +50,8 @@ def _defaults(
     root = context.find_root()
     verbs = getattr(root.command, "commands", {})
     allowed = {verb: _keys(command) for verb, command in verbs.items()}
+    # What needs no repository needs no file, and would not read one.
+    allowed = {verb: keys for verb, keys in allowed.items() if "repo" in keys}
     shared = _shared(allowed.values())
     own = context.command.name or ""
     defaults: dict[str, object] = {}

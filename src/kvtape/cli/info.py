@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+import textwrap
+from collections.abc import Iterator
 
 from kvtape.cli import options, output
 from kvtape.storage.repository import open_repository
@@ -28,7 +28,8 @@ def info(
     if json:
         output.print_json(document(folder.name, catalogue))
     else:
-        _print(folder.name, catalogue)
+        for line in _lines(folder.name, catalogue):
+            output.print_line(line)
 
 
 def document(source: str, catalogue: Catalogue) -> dict[str, object]:
@@ -88,44 +89,41 @@ def server_name(server: Server) -> str | None:
     return f"{server.family.capitalize()} {server.version}"
 
 
-def _print(source: str, catalogue: Catalogue) -> None:
-    console = Console(highlight=False)
-    stored = output.format_bytes(catalogue.stored_bytes)
-    console.print(f"source {source}: {stored} stored")
+_WIDTH = 80
+_INDENT = " " * len("  restorable  ")
+
+
+def _lines(source: str, catalogue: Catalogue) -> Iterator[str]:
+    """Yield what people read: no line is longer than it must be."""
+    yield f"source {source}: {output.format_bytes(catalogue.stored_bytes)} stored"
     for replid, history in catalogue.histories.items():
-        origin: str = history.reason
+        yield ""
+        yield f"history {replid}"
+        yield f"  began {format_time(history.created)} ({history.reason})"
         if history.parent is not None:
-            origin += f" of {history.parent} at {history.parent_offset}"
-        console.print(
-            f"\nhistory {replid}\n  began {format_time(history.created)} ({origin})",
-            soft_wrap=True,
-        )
-        _print_history(console, catalogue, replid)
+            yield f"  parent {history.parent}"
+            yield f"  shared up to {history.parent_offset}"
+        yield from _lines_of_history(catalogue, replid)
     if not catalogue.all_ranges():
-        console.print("nothing can be restored yet: no snapshot is complete")
+        yield "nothing can be restored yet: no snapshot is complete"
     for problem in catalogue.problems:
-        console.print(f"problem: {problem}", soft_wrap=True)
+        yield f"problem: {problem}"
 
 
-def _print_history(console: Console, catalogue: Catalogue, replid: str) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+def _lines_of_history(catalogue: Catalogue, replid: str) -> Iterator[str]:
     for range_ in catalogue.ranges(replid):
-        table.add_row(
-            "  restorable",
-            f"{range_.start} to {range_.end}",
-            f"{_short(range_.start_time)} to {_short(range_.end_time)}",
-        )
+        yield f"  restorable  {range_.start} to {range_.end}"
+        start, end = format_time(range_.start_time), format_time(range_.end_time)
+        yield f"{_INDENT}{start} to {end}"
     for snapshot in catalogue.snapshots:
         if snapshot.name.replid == replid:
             size = output.format_bytes(snapshot.manifest.bytes)
             server = server_name(snapshot.manifest.server) or "unknown server"
-            table.add_row("  snapshot", f"{snapshot.name.offset}", f"{size}, {server}")
+            yield f"  snapshot    {snapshot.name.offset}, {size}, {server}"
     for gap in catalogue.gaps:
         if gap.replid == replid:
-            end = "?" if gap.end_offset is None else str(gap.end_offset)
-            table.add_row("  gap", f"{gap.start_offset} to {end}", gap.reason)
-    console.print(table)
-
-
-def _short(time: int) -> str:
-    return format_time(time)[:19].replace("T", " ") + "Z"
+            end = "a full resync" if gap.end_offset is None else str(gap.end_offset)
+            yield f"  gap         {gap.start_offset} to {end}"
+            yield textwrap.fill(
+                gap.reason, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
+            )

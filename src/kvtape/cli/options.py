@@ -39,11 +39,18 @@ def parse_size(text: str) -> int:
 def read_password(file: Path | None) -> str | None:
     """Return the password from a file or the environment, if there is one."""
     if file is None:
-        return os.environ.get("KVTAPE_PASSWORD")
+        return os.environ.get("KVTAPE_PASSWORD") or None
     try:
-        return file.read_text().removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the password file {file}: {error}") from None
+        password = file.read_text().rstrip("\r\n")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the password file {file}: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the password file {file} is no text") from None
+    if not password:
+        raise UsageError(f"the password file {file} is empty")
+    return password
 
 
 Repo = Annotated[

@@ -7,11 +7,13 @@ terminal only. Bytes that are not text appear in JSON as {"base64": "…"}.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
@@ -24,6 +26,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from kvtape.errors import RepositoryError
 from kvtape.restore.job import Advance
 
 _KB = 1000
@@ -31,12 +34,23 @@ _KB = 1000
 
 def stderr_console() -> Console:
     """Return the console for everything that is not data."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def print_line(line: str) -> None:
-    """Print a line of data."""
-    sys.stdout.write(f"{line}\n")
+    """Print a line of data, at once: somebody may wait for it at the end of a pipe.
+
+    Where nobody does any more, the program ends as if all had been read.
+    """
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer would be written again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+    except OSError as error:
+        raise RepositoryError(f"cannot write the output: {error.strerror}") from None
 
 
 def print_json(document: object) -> None:

@@ -53,22 +53,36 @@ def record(
         ),
     ] = "auto",
     flush_interval: Annotated[
-        str, typer.Option(help="How often what was received is synced to the disk.")
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="How often what was received is synced to the disk.",
+        ),
     ] = "200ms",
     upload_interval: Annotated[
-        str, typer.Option(help="How often what was written is stored.")
+        str,
+        typer.Option(metavar="DURATION", help="How often what was written is stored."),
     ] = "10s",
     segment_size: Annotated[
-        str, typer.Option(help="The size at which a segment ends in any case.")
+        str,
+        typer.Option(
+            metavar="SIZE", help="The size at which a segment ends in any case."
+        ),
     ] = "64MiB",
     full_resyncs_per_hour: Annotated[
         int,
         typer.Option(
-            min=1, help="How often the server may be asked for a new snapshot."
+            metavar="N",
+            min=1,
+            help="How often the server may be asked for a new snapshot.",
         ),
     ] = 2,
     stop_timeout: Annotated[
-        str, typer.Option(help="How long to go on storing after Ctrl-C or SIGTERM.")
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="How long to go on storing after Ctrl-C or SIGTERM.",
+        ),
     ] = "20s",
     until_offset: Annotated[
         int | None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ import typer
 
 from kvtape.cli import options, output
 from kvtape.cli.runner import run, run_until_signal
-from kvtape.errors import UsageError
+from kvtape.errors import UsageError, VerificationError
 from kvtape.restore.data_dir import (
     layout_for,
     must_be_free,
@@ -22,7 +23,7 @@ from kvtape.restore.data_dir import (
     start_command,
 )
 from kvtape.restore.into import IntoOptions, check_target, restore_into
-from kvtape.restore.job import Job, Result, notes_on, open_job
+from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
@@ -146,21 +147,20 @@ def restore(
         dry_run=dry_run,
         json=json,
     )
+    if request.place is None and not dry_run:
+        raise UsageError(
+            "say where to restore: --data-dir DIR, --serve PORT or --into URL; or "
+            "--dry-run to see what would be done"
+        )
     console = output.stderr_console()
     output.set_up_logging(console, verbose=verbose)
     with output.bars(console) as watch:
         job = open_job(repo, source, request.point, watch)
-        notes = notes_on(request.point, job.resolved)
-        if request.place is None and not dry_run:
-            raise UsageError(
-                "say where to restore: --data-dir DIR, --serve PORT or --into URL; or "
-                "--dry-run to see what would be done"
-            )
-        for note in notes:
+        for note in job.notes:
             console.print(f"note: {note}", soft_wrap=True)
         result = _restore(job, request)
     if result is not None:
-        _report(job, request, result, notes)
+        _report(job, request, result)
 
 
 _Place = Path | ServeOptions | IntoOptions
@@ -203,15 +203,24 @@ def _restore(job: Job, request: _Request) -> Result | None:
 def _serve(job: Job, request: _Request, place: ServeOptions) -> None:
     scope = trio.CancelScope()
 
-    def ready(address: str, result: Result) -> None:
-        _report(job, request, result, [])
-        host, _, port = address.rpartition(":")
-        _log.info("serving: say REPLICAOF %s %s to an empty server", host, port)
+    def ready(port: int, result: Result) -> None:
+        _report(job, request, result)
+        host = place.host or socket.gethostname()
+        if not place.host:
+            _log.warning(
+                "whoever reaches port %d of this machine can take the data: --serve "
+                "HOST:PORT listens on one address only",
+                port,
+            )
+        _log.info("serving: say REPLICAOF %s %d to an empty server", host, port)
 
-    def complete(target: Target) -> None:
+    def complete(target: Target, trouble: VerificationError | None) -> None:
+        address = format_address(target.host, target.listening_port or 0)
+        if trouble is not None:
+            _log.error("%s: %s", address, trouble)
         _log.info(
             "%s has everything up to %d: say REPLICAOF NO ONE to it; Ctrl-C ends this",
-            format_address(target.host, target.listening_port or 0),
+            address,
             job.plan.offset,
         )
 
@@ -222,10 +231,10 @@ def _serve(job: Job, request: _Request, place: ServeOptions) -> None:
     run_until_signal(main, scope.cancel)
 
 
-def _report(job: Job, request: _Request, result: Result, notes: Sequence[str]) -> None:
+def _report(job: Job, request: _Request, result: Result) -> None:
     if request.json:
         document = {**asdict(result), "time": format_time(result.time)}
-        output.print_json({**document, "notes": list(notes)})
+        output.print_json({**document, "notes": job.notes})
         return
     verb = "would restore" if request.dry_run else "restored"
     if isinstance(request.place, ServeOptions):
@@ -240,16 +249,14 @@ def _report(job: Job, request: _Request, result: Result, notes: Sequence[str]) -
 
 def _lines(verb: str, result: Result) -> Iterator[str]:
     stream = output.format_bytes(result.stream_bytes)
-    yield f"{verb} offset {result.offset} of history"
-    yield f"  {result.replid}"
-    yield f"  reached at {format_time(result.time)}"
-    yield (
-        f"  from the snapshot at {result.snapshot_offset} and {stream} of stream in "
-        f"{result.segments} segments"
-    )
-    yield f"  {result.commands} commands"
+    yield f"{verb} offset {result.offset}"
+    yield f"  history   {result.replid}"
+    yield f"  received  {format_time(result.time)}"
+    yield f"  snapshot  {result.snapshot_offset}"
+    yield f"  stream    {stream}"
+    yield f"  commands  {result.commands}"
     if result.data_dir is not None:
-        yield f"  into {result.data_dir}"
+        yield f"  folder    {result.data_dir}"
 
 
 def _point(to_offset: str | None, to_time: str | None, *, latest: bool) -> Point:

@@ -13,9 +13,12 @@ which a server started on DIR loads half of it.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -59,6 +62,11 @@ def must_be_free(target: Path) -> None:
         raise DestinationError(
             f"{target} is not empty: restore into a folder that is new, or empty"
         )
+    if target.resolve().is_mount():
+        raise DestinationError(
+            f"{target} is where a disk is mounted, and cannot be put in place at once: "
+            "restore into a new folder on it"
+        )
 
 
 def restore_data_dir(
@@ -70,21 +78,22 @@ def restore_data_dir(
     is damaged, RepositoryError if the disk fails, and PointError if the result would
     not be exact, which force accepts; all of them leave nothing.
     """
-    target = target.absolute()
+    target = target.resolve()
     must_be_free(target)
     job = keep_fields(job, force=force)
     partial = target.with_name(f"{target.name}.partial")
     try:
-        _begin(partial)
-        try:
-            tally = _build(job, partial, target, layout)
-            (partial / _MARKER).unlink()
-            sync_folder(partial)
-            partial.rename(target)
-            sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        with _begun(partial):
+            try:
+                tally = _build(job, partial, target, layout)
+                sync_folder(partial)
+                partial.rename(target)
+                sync_folder(target.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            # Last, so that whatever is left under the other name can be told as ours.
+            (target / _MARKER).unlink()
     except OSError as error:
         reason = error.strerror or str(error)
         raise RepositoryError(f"cannot write {target}: {reason}") from error
@@ -94,19 +103,40 @@ def restore_data_dir(
 def start_command(manifest: Manifest, target: Path) -> str:
     """Return the command that starts a server on a restored folder."""
     program = "valkey-server" if manifest.server.family == "valkey" else "redis-server"
-    return f"{program} {target.absolute() / _CONFIGURATION}"
+    return shlex.join([program, str(target.resolve() / _CONFIGURATION)])
 
 
-def _begin(partial: Path) -> None:
-    """Make the folder to build in; one that an earlier restore left is removed."""
+@contextmanager
+def _begun(partial: Path) -> Iterator[None]:
+    """Make the folder to build in; one that an earlier restore left is removed.
+
+    It is locked until this is left: a restore that still runs is no leftover.
+    """
     if partial.exists():
-        if not (partial / _MARKER).exists():
+        marker = partial / _MARKER
+        is_empty = partial.is_dir() and not any(partial.iterdir())
+        if not is_empty and not marker.exists():
             raise DestinationError(
                 f"{partial} is in the way, and not of an interrupted restore: move it"
             )
-        shutil.rmtree(partial)
+        if not is_empty:
+            with _locked(marker):
+                shutil.rmtree(partial)
     make_folder(partial)
-    (partial / _MARKER).touch()
+    with _locked(partial / _MARKER):
+        yield
+
+
+@contextmanager
+def _locked(marker: Path) -> Iterator[None]:
+    with marker.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DestinationError(
+                f"another restore is building {marker.parent}: wait for it, or stop it"
+            ) from None
+        yield
 
 
 def _build(job: Job, partial: Path, target: Path, layout: Layout) -> Tally:

@@ -10,7 +10,7 @@ from kvtape.restore.job import Job
 from kvtape.restore.survey import estimate
 from kvtape.storage.reader import read_snapshot
 from kvtape.tape.documents import Manifest
-from kvtape.tape.field_ttl import FIRST_RDB_VERSION, INCREMENT, FieldTtls
+from kvtape.tape.field_ttl import FIRST_RDB_VERSION, NEED_TIMES, FieldTtls
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
 from kvtape.tape.translate import Destination, Translator
 
@@ -19,18 +19,21 @@ def keep_fields(job: Job, *, force: bool) -> Job:
     """Return the job with a translation that field TTLs pass unharmed. Blocks.
 
     PointError is raised later, by the translation, for what cannot be told; with force
-    it is not. The snapshot is read only if the stream increments fields, since that
-    takes as long as 20 MB/s do where keys are small.
+    it is not. The snapshot is read only if the stream increments fields or
+    ends their expiries, since that takes as long as 20 MB/s do where keys are small.
     """
     manifest = job.plan.snapshot.manifest
     if not _hides_lapsed_fields(manifest):
         return job
-    needs_snapshot = INCREMENT in estimate(job).names
+    needs_snapshot = not NEED_TIMES.isdisjoint(estimate(job).names)
     earliest = _earliest_times(job) if needs_snapshot else {}
+    # Once, since a stream is translated twice on its way over a link, and must come to
+    # the same both times.
+    now = int(time.time() * 1000)
 
     def translator(destination: Destination) -> Translator:
         db = NO_DB if manifest.db is None else manifest.db
-        fields = FieldTtls(int(time.time() * 1000), db, is_lenient=force)
+        fields = FieldTtls(now, db, is_lenient=force)
         for (key_db, key), when in earliest.items():
             fields.see_key(key_db, key, when)
         return Translator(destination, fields)

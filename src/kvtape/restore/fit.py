@@ -8,13 +8,15 @@ accept, and nothing that cannot work.
 
 from __future__ import annotations
 
-from kvtape.errors import DestinationError, Error, ServerError
+from collections.abc import Sequence
+
+from kvtape.errors import DestinationError, Error, ServerError, VerificationError
 from kvtape.restore.job import Job
 from kvtape.restore.survey import databases_needed
 from kvtape.server.client import Client, ReplyError
-from kvtape.server.info import ServerInfo, ask_setting
+from kvtape.server.info import ServerInfo
 from kvtape.tape.documents import Manifest, Server
-from kvtape.tape.translate import Tally
+from kvtape.tape.translate import LEFT_OUT, Tally
 
 # The newest RDB version that a release loads, by the first release that does (rdb.h of
 # each). A release that is newer than this table may load more.
@@ -27,29 +29,46 @@ _REDIS_NEWEST = (8, 10)
 _LAST_SHARED = 11
 _FIRST_VALKEY_MAGIC = (9, 0)
 
+# Errors of other clients, which a server answers just because it is a replica, loading,
+# or theirs to log in to. They say nothing of the stream.
+_OF_CLIENTS = frozenset(
+    {"NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "LOADING", "MASTERDOWN"}
+)
+
 
 def unfit(info: ServerInfo, manifest: Manifest, *, force: bool) -> Error | None:
     """Return why a server cannot take a snapshot and be its own primary after it."""
-    server = info.server
+    return (
+        _unfit_for_replicaof(info, force=force)
+        or unfit_release(info.server, manifest, force=force)
+        or unfit_memory(info, manifest, force=force)
+        or _in_use(info, force=force)
+    )
+
+
+def _unfit_for_replicaof(info: ServerInfo, *, force: bool) -> ServerError | None:
+    if not info.fields and not force:
+        return ServerError(
+            "the target does not tell what it is and holds (INFO): allow it to the "
+            "user, or say --force"
+        )
     if info.is_clustered:
         return ServerError(
             "the target is in cluster mode and would refuse REPLICAOF: restore into a "
             "folder (--data-dir) and start a cluster node on it"
         )
-    if (error := unfit_release(server, manifest, force=force)) is not None:
-        return error
-    if server.role == "replica" and not force:
+    return None
+
+
+def _in_use(info: ServerInfo, *, force: bool) -> Error | None:
+    if force:
+        return None
+    if info.server.role == "replica":
         return ServerError(
             "the target is a replica of another server: say REPLICAOF NO ONE to it "
             "first, or --force"
         )
-    limit = info.number("maxmemory")
-    if not force and limit and limit < (manifest.used_memory or 0):
-        return ServerError(
-            f"the target has maxmemory {limit}, and the recorded server used "
-            f"{manifest.used_memory} bytes: raise it, or say --force"
-        )
-    if info.keys and not force:
+    if info.keys:
         return DestinationError(
             f"the target holds {info.keys} keys, which a restore would throw away: "
             "restore into an empty server, or say --force"
@@ -79,27 +98,62 @@ def unfit_release(
     return None
 
 
-async def unfit_for_stream(client: Client, job: Job, tally: Tally) -> Error | None:
-    """Return why a server cannot take a stream: a database or a command it lacks."""
-    databases = await ask_setting(client, "databases")
-    if databases is not None:
-        needed = databases_needed(job, tally)
-        if needed > int(databases):
-            return ServerError(
-                f"the target has {databases} databases, and the recording needs "
-                f"{needed}: set databases there and restart it"
-            )
-    unknown = await _unknown_commands(client, tally.names)
+def unfit_memory(
+    info: ServerInfo, manifest: Manifest, *, force: bool
+) -> ServerError | None:
+    """Return why a server would evict what it was given, as soon as it is a primary."""
+    limit = info.number("maxmemory")
+    if force or not limit or limit >= (manifest.used_memory or 0):
+        return None
+    return ServerError(
+        f"the target has maxmemory {limit}, and the recorded server used "
+        f"{manifest.used_memory} bytes: raise it, or say --force"
+    )
+
+
+def unfit_for_stream(
+    info: ServerInfo, unknown: Sequence[str], job: Job, tally: Tally
+) -> ServerError | None:
+    """Return why a server cannot take a stream: a database or a command it lacks.
+
+    unknown is what unknown_commands() found. Blocks, as databases_needed() does.
+    """
     if unknown:
         return ServerError(
             f"the target does not know the command {', '.join(unknown)} of the stream: "
             "restore into a server like the recorded one, with the same modules"
         )
-    return None
+    there = info.number("databases")
+    if there is None or (needed := databases_needed(job, tally, there)) <= there:
+        return None
+    # It would write into the database that was selected before.
+    return ServerError(
+        f"the target has {there} databases, and the recording needs {needed}: set "
+        "databases there and restart it"
+    )
 
 
-async def _unknown_commands(client: Client, names: set[bytes]) -> list[str]:
-    ordered = sorted(names)
+def swallowed_errors(before: ServerInfo, after: ServerInfo) -> VerificationError | None:
+    """Return the error that a target's answers to nobody, on a link, amount to."""
+    counts = {
+        kind: count - before.errors.get(kind, 0) for kind, count in after.errors.items()
+    }
+    grown = [
+        f"{count} x {kind}"
+        for kind, count in sorted(counts.items())
+        if count > 0 and kind not in _OF_CLIENTS
+    ]
+    if not grown:
+        return None
+    return VerificationError(
+        f"the target answered errors while it applied the stream ({', '.join(grown)}), "
+        "so it may not be what was recorded; its log may say more"
+    )
+
+
+async def unknown_commands(client: Client, tally: Tally) -> list[str]:
+    """Ask a server which commands of a stream it does not know."""
+    ordered = sorted(tally.names - LEFT_OUT["link"])
     if not ordered:
         return []
     try:

@@ -16,18 +16,21 @@ import trio
 
 from kvtape.errors import ServerError, VerificationError
 from kvtape.restore.fields import keep_fields
-from kvtape.restore.fit import unfit, unfit_for_stream
+from kvtape.restore.fit import (
+    swallowed_errors,
+    unfit,
+    unfit_for_stream,
+    unknown_commands,
+)
 from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
-from kvtape.restore.survey import survey
+from kvtape.restore.survey import estimate, survey
 from kvtape.server.client import Client, open_client
-from kvtape.server.info import ServerInfo, ask
+from kvtape.server.info import ServerInfo, ask, ask_info
 from kvtape.server.url import ServerUrl, format_address
+from kvtape.tape.translate import Tally
 
 _log = logging.getLogger(__name__)
-
-# How long a target may take to connect to us after REPLICAOF. It tries every second.
-_CONNECT_BACK = 30.0
 
 # How long a target may say nothing while it loads and applies. It acknowledges every
 # second but for a snapshot that it is loading, when INFO tells that it does.
@@ -37,29 +40,30 @@ _SILENCE = 60.0
 _COME_BACK = 10.0
 _MOST_ATTEMPTS = 3
 
-# Errors of other clients, which a server answers just because it is a replica, loading,
-# or theirs to log in to. They say nothing of the stream.
-_OF_CLIENTS = frozenset(
-    {"NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "LOADING", "MASTERDOWN"}
-)
-
 
 @dataclass(frozen=True, slots=True)
 class IntoOptions:
-    """The target, and the address under which it reaches us, if not as it seems."""
+    """The target, and the address under which it reaches us, if not as it seems.
+
+    connect_within is how long (s) it may take to connect after REPLICAOF; it tries
+    every second.
+    """
 
     url: ServerUrl
     announce: tuple[str, int] | None = None
     force: bool = False
+    connect_within: float = 30.0
 
 
 async def check_target(job: Job, options: IntoOptions) -> None:
     """Raise the error that a restore into the target would end with, if it is known.
 
-    Nothing on the target is changed.
+    Nothing on the target is changed, and nothing stored is verified.
     """
     async with open_client(options.url) as client:
-        await _must_be_fit(client, job, options)
+        info = await _must_be_fit(client, job, options)
+        tally = await trio.to_thread.run_sync(estimate, job)
+        await _must_take_stream(client, info, job, tally)
 
 
 async def restore_into(job: Job, options: IntoOptions) -> Result:
@@ -70,14 +74,13 @@ async def restore_into(job: Job, options: IntoOptions) -> Result:
     a command of the stream.
     """
     async with open_client(options.url) as client:
-        await _must_be_fit(client, job, options)
+        info = await _must_be_fit(client, job, options)
         job = await trio.to_thread.run_sync(
             partial(keep_fields, job, force=options.force)
         )
         tally = await trio.to_thread.run_sync(survey, job, "link")
-        if (error := await unfit_for_stream(client, job, tally)) is not None:
-            raise error
-        before = await ask(client)
+        await _must_take_stream(client, info, job, tally)
+        before = await ask_info(client)
         server = Server(tape_of(job, tally), _vet)
         host, port = options.announce or (client.local_host, 0)
         listeners = await listen(host if options.announce is None else None, port)
@@ -86,13 +89,16 @@ async def restore_into(job: Job, options: IntoOptions) -> Result:
             port = port or listeners[0].socket.getsockname()[1]
             await client.call("REPLICAOF", host, port)
             try:
-                await _wait_until_complete(server, client, format_address(host, port))
+                us = format_address(host, port)
+                await _wait_until_complete(server, client, us, options.connect_within)
                 await _must_be_clean(client, before)
                 await client.call("REPLICAOF", "NO", "ONE")
-            except ServerError as error:
-                raise ServerError(f"{error}; {_LEFT}") from error
-            except VerificationError as error:
-                raise VerificationError(f"{error}; {_LEFT}") from error
+            except (ServerError, VerificationError) as error:
+                left = await _leave(server, client)
+                raise type(error)(f"{error}; {left}") from error
+            except BaseException:
+                _log.warning("interrupted: %s", _LEFT)
+                raise
             nursery.cancel_scope.cancel()
     return job.result(tally.commands)
 
@@ -103,26 +109,47 @@ _LEFT = (
 )
 
 
+async def _leave(server: Server, client: Client) -> str:
+    """Leave a target alone; return how it is left."""
+    if server.attempts:
+        return _LEFT
+    # It has not begun, so it still has what it had.
+    await client.call("REPLICAOF", "NO", "ONE")
+    return "the target holds what it held"
+
+
 async def _vet(_target: Target) -> None:
     """Refuse nobody: the target was looked at before."""
 
 
-async def _must_be_fit(client: Client, job: Job, options: IntoOptions) -> None:
+async def _must_be_fit(client: Client, job: Job, options: IntoOptions) -> ServerInfo:
     info = await ask(client)
     manifest = job.plan.snapshot.manifest
     if (error := unfit(info, manifest, force=options.force)) is not None:
         raise error
+    return info
 
 
-async def _wait_until_complete(server: Server, client: Client, us: str) -> None:
-    with trio.move_on_after(_CONNECT_BACK) as connecting:
+async def _must_take_stream(
+    client: Client, info: ServerInfo, job: Job, tally: Tally
+) -> None:
+    unknown = await unknown_commands(client, tally)
+    error = await trio.to_thread.run_sync(unfit_for_stream, info, unknown, job, tally)
+    if error is not None:
+        raise error
+
+
+async def _wait_until_complete(
+    server: Server, client: Client, us: str, connect_within: float
+) -> None:
+    with trio.move_on_after(connect_within) as connecting:
         while not server.targets and server.error is None:
             await server.changed.wait()
     if server.error is not None:
         raise server.error
     if connecting.cancelled_caught:
         raise ServerError(
-            f"the target did not connect to {us} within {_CONNECT_BACK:.0f} s: if it "
+            f"the target did not connect to {us} within {connect_within:g} s: if it "
             "reaches this machine by another address, name that by --announce HOST:PORT"
         )
     while not any(target.is_complete for target in server.targets):
@@ -131,13 +158,14 @@ async def _wait_until_complete(server: Server, client: Client, us: str) -> None:
         if server.error is not None:
             raise server.error
         if not server.targets:
-            await _must_come_back(server)
+            await _must_come_back(server, client)
         if silence.cancelled_caught and not await _is_loading(client):
             raise ServerError(f"the target said nothing for {_SILENCE:.0f} s")
 
 
-async def _must_come_back(server: Server) -> None:
+async def _must_come_back(server: Server, client: Client) -> None:
     """Wait for a target that broke off; not too long, and not too often."""
+    await ask_info(client)  # which fails at once if the target is gone
     with trio.move_on_after(_COME_BACK):
         while not server.targets:
             await server.changed.wait()
@@ -149,23 +177,12 @@ async def _must_come_back(server: Server) -> None:
 
 
 async def _is_loading(client: Client) -> bool:
-    info = await ask(client)
+    info = await ask_info(client)
     return info.fields.get("loading") == "1" or bool(
         info.number("master_sync_in_progress")
     )
 
 
 async def _must_be_clean(client: Client, before: ServerInfo) -> None:
-    """Find the errors that the target answered to nobody."""
-    after = await ask(client)
-    grown = {
-        kind: count - before.errors.get(kind, 0)
-        for kind, count in after.errors.items()
-        if kind not in _OF_CLIENTS and count > before.errors.get(kind, 0)
-    }
-    if grown:
-        listed = ", ".join(f"{count} x {kind}" for kind, count in grown.items())
-        raise VerificationError(
-            f"the target answered errors while it applied the stream ({listed}), so it "
-            "may not be what was recorded; its log may say more"
-        )
+    if (error := swallowed_errors(before, await ask_info(client))) is not None:
+        raise error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kvtape.errors import PointError
 from kvtape.storage.reader import Resolved, resolve
 from kvtape.storage.repository import SourceFolder, open_repository
 from kvtape.tape.plan import Plan, choose
@@ -33,12 +34,17 @@ class NoWatch:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A restore to be done: a resolved plan, where its files are, who watches."""
+    """A restore to be done: a resolved plan, where its files are, who watches.
+
+    notes is what an operator should know of where the point led, and of what is wrong
+    with the recording.
+    """
 
     folder: SourceFolder
     resolved: Resolved
     watch: Watch = field(default_factory=NoWatch)
     translator: Callable[[Destination], Translator] = Translator  # a new one each time
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -95,8 +101,19 @@ def open_job(
     IdentityError, VerificationError.
     """
     folder = open_repository(repository).source(source)
-    resolved = resolve(folder, choose(folder.catalogue(), point))
-    return Job(folder, resolved, NoWatch() if watch is None else watch)
+    catalogue = folder.catalogue()
+    problems = [f"{folder.url}/{problem}" for problem in catalogue.problems]
+    try:
+        resolved = resolve(folder, choose(catalogue, point))
+    except PointError as error:
+        # What is damaged is not in the catalogue, and may be why the point is not.
+        raise PointError("; ".join((str(error), *problems))) from None
+    return Job(
+        folder,
+        resolved,
+        NoWatch() if watch is None else watch,
+        notes=(*notes_on(point, resolved), *problems),
+    )
 
 
 def notes_on(point: Point, resolved: Resolved) -> list[str]:

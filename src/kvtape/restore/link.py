@@ -7,7 +7,8 @@ while it does, as on any replica, so that what the stream does to them is what i
 If the stream needs no translation, the target ends under the recorded replication ID
 and offset: real replicas of the recorded server can follow it from there. Otherwise its
 bytes are others than those recorded, so it is given a new ID, and an offset such that
-it still ends at the chosen one.
+it still ends at the chosen one; only where the stream grew by more than the offset that
+it began at does it end a little higher.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 
 import trio
 
-from kvtape.errors import ServerError, cause_of
+from kvtape.errors import ProtocolError, ServerError, cause_of
 from kvtape.replication.primary import Ack, Primary, Psync
 from kvtape.replication.replica import NEED_DATA
 from kvtape.restore.job import Job
+from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal
 from kvtape.storage.reader import read_snapshot, read_stream
 from kvtape.tape.translate import Tally
@@ -41,7 +43,10 @@ _KEEP_ALIVE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """What is served: a verified job and what its translation came to."""
+    """What is served: a verified job and what its translation came to.
+
+    A target begins at the offset start, and ends at end.
+    """
 
     job: Job
     tally: Tally
@@ -50,7 +55,7 @@ class Tape:
 
     @property
     def end(self) -> int:
-        """The offset that a target ends at: the chosen one."""
+        """The offset that a target ends at."""
         return self.start + self.tally.bytes_out
 
 
@@ -63,13 +68,17 @@ def tape_of(job: Job, tally: Tally) -> Tape:
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Target:
-    """One server that takes the tape. acked is the offset that it said it has."""
+    """One server that takes the tape; one that comes again is another.
+
+    acked is the offset that it said it has, before what it told of itself when it came.
+    """
 
     host: str
     listening_port: int | None = None
     version: str | None = None
+    before: ServerInfo | None = None
     acked: int = -1
     is_complete: bool = False
 
@@ -98,7 +107,10 @@ class Server:
         await trio.serve_listeners(self._serve_one, listeners)
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
-        target = Target(stream.socket.getpeername()[0])
+        try:
+            target = Target(stream.socket.getpeername()[0])
+        except OSError:
+            return  # it is gone already
         try:
             await self._answer(stream, target)
         except (ServerError, ExceptionGroup, trio.BrokenResourceError) as error:
@@ -116,7 +128,9 @@ class Server:
         # A refused target tries again every second; once is enough to be told.
         if str(error) != str(self.error):
             _log.warning("%s: %s", target.host, error)
-        self.error = error
+        # Anybody may connect; who speaks like no replica is not the one waited for.
+        if target.listening_port is not None or not isinstance(error, ProtocolError):
+            self.error = error
 
     async def _answer(self, stream: trio.SocketStream, target: Target) -> None:
         """Answer a target until it hangs up."""

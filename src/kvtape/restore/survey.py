@@ -8,9 +8,12 @@ tells from the facts alone how much there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from kvtape.restore.job import Job
 from kvtape.storage.reader import read_facts, read_snapshot, read_stream
 from kvtape.tape.catalogue import Slice
+from kvtape.tape.facts import Facts
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
 from kvtape.tape.translate import Destination, Tally, Translator
 
@@ -32,12 +35,14 @@ def estimate(job: Job) -> Tally:
     translator = Translator("file")
     tally = translator.tally
     for slice_ in job.plan.slices:
-        for facts in read_facts(job.folder, [slice_]):
-            start, end = max(facts.start, slice_.start), min(facts.end, slice_.end)
-            tally.names |= facts.summary.names.keys()
-            tally.highest_db = max(tally.highest_db, facts.summary.highest_db)
-            if (start, end) == (facts.start, facts.end):
-                tally.commands += facts.summary.commands
+        for run in _runs(read_facts(job.folder, [slice_])):
+            first, last = run[0].start, run[-1].end
+            start, end = max(first, slice_.start), min(last, slice_.end)
+            for facts in run:
+                tally.names |= facts.summary.names.keys()
+                tally.highest_db = max(tally.highest_db, facts.summary.highest_db)
+            if (start, end) == (first, last):
+                tally.commands += sum(facts.summary.commands for facts in run)
             else:
                 cut = Slice(slice_.segment, start, end)
                 for piece in read_stream(job.folder, [cut]):
@@ -45,15 +50,34 @@ def estimate(job: Job) -> Tally:
     return tally
 
 
-def databases_needed(job: Job, tally: Tally) -> int:
+def _runs(frames: Iterable[Facts]) -> Iterator[list[Facts]]:
+    """Group frames such that each group begins and ends at a boundary.
+
+    The last may not end at one; then it is where a plan ends that the stream is cut.
+    A large value is in several frames, and a command cannot be read from the middle.
+    """
+    run: list[Facts] = []
+    for facts in frames:
+        run.append(facts)
+        if facts.boundary == facts.end:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def databases_needed(job: Job, tally: Tally, there: int | None = None) -> int:
     """Return how many databases a server certainly holds all with.
 
-    The recorded server's own number is enough, and in most recordings known. Else the
-    whole RDB file is read, at some 20 MB/s where keys are small.
+    The recorded server's own number is enough, and in most recordings known. Where it
+    is not, or more than are there, the whole RDB file is read, at some 20 MB/s where
+    keys are small.
     """
-    known = job.plan.snapshot.manifest.server.databases
-    of_snapshot = _highest_db(job) + 1 if known is None else known
-    return max(of_snapshot, tally.highest_db + 1)
+    manifest = job.plan.snapshot.manifest
+    known = manifest.server.databases
+    if known is not None and (there is None or known <= there):
+        return max(known, tally.highest_db + 1)
+    return 1 + max(_highest_db(job), manifest.db or 0, tally.highest_db)
 
 
 def _highest_db(job: Job) -> int:

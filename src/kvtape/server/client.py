@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import hiredis
 import trio
 
-from kvtape.errors import ServerError
+from kvtape.errors import ServerError, cause_of
 from kvtape.replication.refusal import (
     closed_without_a_word,
     not_a_server,
@@ -29,6 +29,8 @@ CONNECT_TIMEOUT = 10.0
 REPLY_TIMEOUT = 60.0
 
 _RECEIVE = 64 * 1024
+
+_NOT_LOGGED_IN = "NOAUTH"
 
 
 class ReplyError(ServerError):
@@ -64,6 +66,9 @@ class Client:
                 f"{REPLY_TIMEOUT:.0f} s"
             ) from None
         if isinstance(reply, hiredis.ReplyError):
+            if str(reply).startswith(_NOT_LOGGED_IN):
+                # Not the refusal of one command: nothing at all is allowed.
+                raise refused(str(reply), str(words[0]))
             raise ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
         return reply
 
@@ -88,7 +93,8 @@ class Client:
         try:
             await self.call("AUTH", *names, self.url.password)
         except ReplyError as error:
-            raise refused(str(error).partition(": ")[2], "AUTH") from None
+            reply = str(error).partition(": ")[2]
+            raise refused(reply, "AUTH", self.url.password) from None
 
 
 async def connect(url: ServerUrl) -> trio.SocketStream:
@@ -97,7 +103,11 @@ async def connect(url: ServerUrl) -> trio.SocketStream:
         with trio.fail_after(CONNECT_TIMEOUT):
             return await trio.open_tcp_stream(url.host, url.port)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Trio tried each address that the host has, and says of each what went wrong:
+        # "Error connecting to ('127.0.0.1', 1): Connection refused".
+        cause = cause_of(error.__cause__ or error)
+        said = cause.strerror if isinstance(cause, OSError) else None
+        reason = (said or str(error)).rpartition(": ")[2]
         raise ServerError(f"cannot connect to {url.address}: {reason}") from error
     except trio.TooSlowError:
         raise ServerError(

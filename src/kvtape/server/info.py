@@ -87,6 +87,16 @@ class ServerInfo:
 
 async def ask(client: Client) -> ServerInfo:
     """Ask a server for everything; what it does not allow is left out."""
+    info = await ask_info(client)
+    # Not a field of INFO; kept with them, since a restore has to know it.
+    databases = await ask_setting(client, "databases") if info.fields else None
+    if databases is None:
+        return info
+    return ServerInfo({**info.fields, "databases": databases})
+
+
+async def ask_info(client: Client) -> ServerInfo:
+    """Ask for INFO alone, which answers no error that it would then count."""
     fields: dict[str, str] = {}
     try:
         reply = await client.call("INFO", "everything")
@@ -97,10 +107,6 @@ async def ask(client: Client) -> ServerInfo:
             name, colon, value = line.partition(":")
             if colon and not line.startswith("#"):
                 fields[name] = value
-    # Not a field of INFO; kept with them, since a restore has to know it.
-    databases = await ask_setting(client, "databases") if fields else None
-    if databases is not None:
-        fields["databases"] = databases
     return ServerInfo(fields)
 
 

@@ -8,7 +8,25 @@ from urllib.parse import unquote, urlsplit
 from kvtape.errors import UsageError
 
 _DEFAULT_PORT = 6379
+_HIGHEST_PORT = 65535
 _SCHEMES = ("redis", "valkey")
+
+_FORM = (
+    "it is redis://[user[:password]@]host[:port], where / ? # @ : % of a password are "
+    "written as %2F %3F %23 %40 %3A %25"
+)
+_NO_SCHEME = "the server's URL begins with redis:// or valkey://"
+_NO_TLS = (
+    "TLS is not supported yet: use the server's plain port, or a TLS tunnel such as "
+    "stunnel"
+)
+_NO_SENTINEL = "Sentinel is not supported yet: name the server itself"
+_OTHER_SCHEMES = {
+    "rediss": _NO_TLS,
+    "valkeys": _NO_TLS,
+    "redis+sentinel": _NO_SENTINEL,
+    "valkey+sentinel": _NO_SENTINEL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +44,38 @@ class ServerUrl:
         return format_address(self.host, self.port)
 
     def with_password(self, password: str | None) -> ServerUrl:
-        """Return the URL with a password from elsewhere, if it has none itself."""
+        """Return the URL with a password from elsewhere, if it has none itself.
+
+        A user of whom no password is known is taken to need none, and not to be the
+        default user.
+        """
+        if password is None and self.username is not None:
+            password = ""
         if self.password is not None or password is None:
             return self
         return replace(self, password=password)
 
 
 def parse_url(text: str) -> ServerUrl:
-    """Read a server's URL; UsageError, without the password, if it is none."""
-    if "://" not in text:
+    """Read a server's URL; UsageError, without its password, if it is none."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
         raise UsageError(
             "give the server as a URL such as redis://127.0.0.1:6379 or "
             "valkey://user@db.example:6379"
         )
+    if scheme not in _SCHEMES:
+        raise UsageError(_OTHER_SCHEMES.get(scheme, _NO_SCHEME))
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise UsageError(f"the server's URL is wrong: {error}") from None
-    if parts.scheme in ("rediss", "valkeys"):
-        raise UsageError(
-            "kvtape does not speak TLS yet: record through the server's plain port, or "
-            "through a TLS tunnel such as stunnel"
-        )
-    if parts.scheme not in _SCHEMES:
-        raise UsageError(
-            f"{parts.scheme}:// is no server's URL: it begins with redis:// or valkey://"
-        )
-    if not parts.hostname:
-        raise UsageError("the server's URL names no host")
+    except ValueError:
+        # What it says quotes what may be a part of the password.
+        raise UsageError(f"the server's URL cannot be read: {_FORM}") from None
+    if not parts.hostname or port == 0:
+        raise UsageError(f"the server's URL names no host or no port: {_FORM}")
+    if "@" in text.rpartition(parts.netloc)[2]:
+        raise UsageError(f"the server's URL ends before its host: {_FORM}")
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise UsageError(
             "the server's URL ends after the port: replication is of all databases"
@@ -63,14 +84,14 @@ def parse_url(text: str) -> ServerUrl:
         parts.hostname,
         port or _DEFAULT_PORT,
         unquote(parts.username) if parts.username else None,
-        unquote(parts.password) if parts.password is not None else None,
+        unquote(parts.password) if parts.password else None,
     )
 
 
 def parse_address(text: str, default_host: str = "") -> tuple[str, int]:
     """Read [HOST:]PORT; port 0 means any free one."""
     host, _, port = text.strip().rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
         raise UsageError(f"{text!r} is no address: give [HOST:]PORT")
     return host.strip("[]") or default_host, int(port)
 

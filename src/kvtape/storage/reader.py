@@ -17,8 +17,10 @@ from kvtape.errors import PointError, VerificationError
 from kvtape.replication.tracker import Tracker
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Slice, Snapshot
+from kvtape.tape.documents import Manifest
 from kvtape.tape.names import SegmentName
 from kvtape.tape.plan import Plan
+from kvtape.tape.rdb import RdbError, read_header
 from kvtape.tape.segment import (
     NEED_DATA,
     Ending,
@@ -32,6 +34,9 @@ from kvtape.tape.segment import (
 from kvtape.tape.translate import Piece
 
 _PIECE = 1024 * 1024
+
+# Either may be at fault.
+_OTHER = "it is not what its manifest.json says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ def read_snapshot(folder: SourceFolder, snapshot: Snapshot) -> Iterator[bytes]:
         with folder.open(path) as file:
             decompressor = zstandard.ZstdDecompressor()
             for piece in decompressor.read_to_iter(file, write_size=_PIECE):
+                if not length and not _describes(manifest, piece):
+                    raise VerificationError(f"{where} is damaged: {_OTHER}")
                 digest.update(piece)
                 length += len(piece)
                 if held:
@@ -67,11 +74,25 @@ def read_snapshot(folder: SourceFolder, snapshot: Snapshot) -> Iterator[bytes]:
                 held = piece
     except FileNotFoundError:
         raise VerificationError(f"{where} is missing") from None
-    except zstandard.ZstdError as error:
+    except (zstandard.ZstdError, RdbError) as error:
         raise VerificationError(f"{where} is damaged: {error}") from None
     if length != manifest.bytes or digest.hexdigest() != manifest.sha256:
-        raise VerificationError(f"{where} is damaged: it is not what was received")
+        raise VerificationError(f"{where} is damaged: {_OTHER}")
     yield held
+
+
+def _describes(manifest: Manifest, head: bytes) -> bool:
+    """Whether a manifest is of the RDB file that begins so.
+
+    A restore relies on what it tells, and it has no checksum of its own.
+    """
+    header, aux = read_header(head)
+    db = aux.get(b"repl-stream-db", b"").decode("ascii", "replace")
+    return (
+        manifest.rdb_magic == header.magic.decode()
+        and manifest.rdb_version == header.version
+        and manifest.db == (int(db) if db.isdigit() else None)
+    )
 
 
 def read_stream(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Piece]:
@@ -142,6 +163,8 @@ def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
     before = facts[0].after
     for frame in facts:
         before = frame.after
+        if offset <= frame.start:
+            break
         for mark in frame.marks:
             if mark.offset >= offset:
                 return mark.time, before

@@ -6,20 +6,30 @@ field then find nothing now (tried on Redis 8.0; Valkey 9 keeps fields while it 
 and needs none of this):
 
 - HPERSIST does nothing, and the field is lost. Giving it a time far ahead first brings
-  it back, so that is what a translation does.
+  it back, so that is what a translation does. It is streamed if one of its fields was
+  there; another may have lapsed before and not been deleted yet, and must not come
+  back. Of several fields each must therefore be known to have been there, by a time
+  after that of the receipt. Otherwise nobody can tell: that is an error.
 - HSETEX … FXX does nothing. It was streamed because the field was there; without the
   condition it does what it did.
 - HINCRBY begins at 0 again. Where the stream has told the field's time, that is put far
   ahead before the HINCRBY and back after it. Where only the snapshot knows it, and some
   field of that hash has lapsed, nobody can tell: that is an error.
 
-A later HPEXPIREAT needs nothing: it brings a lapsed field back by itself.
+A later HPEXPIREAT needs nothing: it brings a lapsed field back by itself. And before a
+primary writes to a lapsed field, it streams its deletion (HDEL), unless what it does is
+the same with or without it.
+
+A key that is tracked must be forgotten with its hash, or a field of its next hash would
+be given the time of one that is gone. So all is followed that replaces a key of another
+type. What ends a hash field by field needs no rule: each HDEL forgets its fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 from kvtape.errors import PointError
@@ -32,7 +42,7 @@ Rewritten = Sequence[Sequence[bytes | int]]
 FIRST_RDB_VERSION = 12
 
 # What makes a snapshot's own field TTLs matter.
-INCREMENT = b"HINCRBY"
+NEED_TIMES = frozenset({b"HINCRBY", b"HPERSIST"})
 
 # What the payload of such a hash begins with; its earliest time follows (rdb.h).
 _HASHES_WITH_TTLS = (bytes([24]), bytes([25]))
@@ -49,6 +59,9 @@ _FAR = 70_000_000_000_000
 # A load may take this long (ms): what lapses meanwhile counts as lapsed.
 _MARGIN = 600_000
 
+# By how much the clocks of the primary and of the agent may differ (ms).
+_CLOCKS_DIFFER = 100
+
 _NO_TTL = None
 
 
@@ -56,31 +69,37 @@ _NO_TTL = None
 class _Hash:
     """What is known of one hash: the time of each field (ms), or None for no TTL.
 
-    is_suspect tells that a field not listed may have lapsed.
+    A field that is not listed lapses at others or later; None if it does not.
     """
 
     times: dict[bytes, int | None] = field(default_factory=dict)
-    is_suspect: bool = False
+    others: int | None = None
+
+    def earliest(self, name: bytes) -> int | None:
+        """Return when a field lapses at the earliest; None if it does not."""
+        return self.times.get(name, self.others)
 
 
 class FieldTtls:
     """Follows the TTLs of hash fields through a stream, and rewrites what needs it.
 
     now is the time of the restore (ms), db the database selected at the beginning. With
-    is_lenient, what cannot be told is counted in doubtful and passed on as it is.
+    is_lenient, what cannot be told is only counted in doubtful.
     """
 
     def __init__(self, now: int, db: int, *, is_lenient: bool = False) -> None:
         self.doubtful = 0
         self._until = now + _MARGIN
+        self._received = now
         self._db = max(0, db)
         self._is_lenient = is_lenient
         self._hashes: dict[tuple[int, bytes], _Hash] = {}
 
     def see_key(self, db: int, key: bytes, earliest: int) -> None:
         """Take note of a hash of the snapshot, with the earliest time of a field."""
-        if earliest - FIELD_EXPIRE_SLACK_MS <= self._until:
-            self._hashes[db, key] = _Hash(is_suspect=True)
+        earliest -= FIELD_EXPIRE_SLACK_MS
+        if earliest <= self._until:
+            self._hashes[db, key] = _Hash(others=earliest)
 
     @property
     def names(self) -> Collection[bytes]:
@@ -91,8 +110,12 @@ class FieldTtls:
         """Take note of a database that was selected by what was not seen."""
         self._db = max(0, db)
 
-    def rewrite(self, words: Command) -> Rewritten | None:
-        """Follow the next command; return what to pass on instead, or None."""
+    def rewrite(self, words: Command, received: int) -> Rewritten | None:
+        """Follow the next command; return what to pass on instead, or None.
+
+        received is the time of its receipt (ms).
+        """
+        self._received = received
         follow = self._FOLLOW.get(words[0].upper())
         return None if follow is None else follow(self, words)
 
@@ -117,13 +140,22 @@ class FieldTtls:
 
     def _persist(self, words: Command) -> Rewritten:
         names = _fields(words)
+        hash_ = self._hash(words[1])
         for name in names:
+            earliest = None if hash_ is None else hash_.earliest(name)
+            if earliest is not None and len(names) > 1:
+                self._must_have_been_there(words[1], name, earliest)
             self._set(words[1], name, _NO_TTL)
-        return [_expire_at(words[1], _FAR, names), words]
+        return [_expire_again(words[1], _FAR, names), words]
+
+    def _must_have_been_there(self, key: bytes, name: bytes, earliest: int) -> None:
+        if earliest <= self._received + _CLOCKS_DIFFER:
+            what = "ends the expiry of several hash fields, of which"
+            self._doubt(f"{what} {name!r:.60} of {key!r:.60}", "had no value then")
 
     def _set_with_ttl(self, words: Command) -> Rewritten | None:
         """Follow HSETEX key [FNX|FXX] [PXAT ms|KEEPTTL] FIELDS n (field value)…."""
-        at = [word.upper() for word in words].index(b"FIELDS")
+        at = _fields_at(words)
         options = [word.upper() for word in words[2:at]]
         if b"KEEPTTL" not in options:
             has_time = b"PXAT" in options
@@ -132,29 +164,33 @@ class FieldTtls:
                 self._set(words[1], name, time)
         if b"FXX" not in options:
             return None
-        return [[word for word in words[:at] if word.upper() != b"FXX"] + [*words[at:]]]
+        kept = [word for word in words[2:at] if word.upper() != b"FXX"]
+        return [[*words[:2], *kept, *words[at:]]]
 
     def _increment(self, words: Command) -> Rewritten | None:
         _, key, name, *_ = words
         hash_ = self._hash(key)
         if hash_ is None:
             return None
-        if name not in hash_.times:
-            if hash_.is_suspect:
-                self._doubt(key, name)
-            return None
-        time = hash_.times[name]
+        time = hash_.earliest(name)
         if time is None or time > self._until:
             return None
-        return [_expire_at(key, _FAR, [name]), words, _expire_at(key, time, [name])]
+        if name not in hash_.times:
+            what = f"increments the hash field {name!r:.60} of {key!r:.60}"
+            self._doubt(what, "Redis would begin at 0")
+            return None
+        return [
+            _expire_again(key, _FAR, [name]),
+            words,
+            _expire_again(key, time, [name]),
+        ]
 
-    def _doubt(self, key: bytes, name: bytes) -> None:
+    def _doubt(self, what: str, doubt: str) -> None:
         self.doubtful += 1
         if not self._is_lenient:
             raise PointError(
-                f"the restore cannot be exact: the stream increments the hash field "
-                f"{name!r:.60} of {key!r:.60} (database {self._db}), which may have "
-                "expired since, and Redis would then begin at 0 (it hides expired "
+                f"the restore cannot be exact: the stream {what} (database {self._db}),"
+                f" and if that has expired by then or since, {doubt} (it hides expired "
                 "fields while it loads); restore to a point with a later snapshot, or "
                 "accept it by --force"
             )
@@ -173,11 +209,30 @@ class FieldTtls:
             self._hashes.pop((self._db, key), None)
 
     def _replace(self, words: Command) -> None:
-        """Follow SET and RESTORE: whatever was there is not there any more."""
+        """Follow what replaces its first key, or deletes it if there is no result."""
         self._hashes.pop((self._db, words[1]), None)
-        payload = words[3] if words[0].upper() != b"SET" else b""
+
+    def _restore(self, words: Command) -> None:
+        self._replace(words)
+        payload = words[3]
         if payload[:1] in _HASHES_WITH_TTLS:
             self.see_key(self._db, words[1], int.from_bytes(payload[1:9], "little"))
+
+    def _combine_bits(self, words: Command) -> None:
+        self._hashes.pop((self._db, words[2]), None)
+
+    def _set_strings(self, words: Command) -> None:
+        """Follow MSET key value …, and MSETEX number key value … options."""
+        first = 1 if words[0].upper() == b"MSET" else 2
+        end = len(words) if first == 1 else 2 + 2 * int(words[1])
+        for key in words[first:end:2]:
+            self._hashes.pop((self._db, key), None)
+
+    def _store(self, words: Command) -> None:
+        """Follow what has its result's key after STORE, among other options."""
+        for word, key in pairwise(words[2:]):
+            if word.upper() in (b"STORE", b"STOREDIST"):
+                self._hashes.pop((self._db, key), None)
 
     def _rename(self, words: Command) -> None:
         self._put(self._db, words[2], self._hashes.pop((self._db, words[1]), None))
@@ -186,7 +241,7 @@ class FieldTtls:
         options = [word.upper() for word in words[3:]]
         db = int(words[3 + options.index(b"DB") + 1]) if b"DB" in options else self._db
         hash_ = self._hash(words[1])
-        copied = hash_ and _Hash(dict(hash_.times), hash_.is_suspect)
+        copied = hash_ and _Hash(dict(hash_.times), hash_.others)
         self._put(db, words[2], copied)
 
     def _move(self, words: Command) -> None:
@@ -229,8 +284,25 @@ class FieldTtls:
         b"DEL": _delete,
         b"UNLINK": _delete,
         b"SET": _replace,
-        b"RESTORE": _replace,
-        b"RESTORE-ASKING": _replace,
+        b"SETEX": _replace,
+        b"PSETEX": _replace,
+        b"GETSET": _replace,
+        b"SDIFFSTORE": _replace,
+        b"SINTERSTORE": _replace,
+        b"SUNIONSTORE": _replace,
+        b"ZDIFFSTORE": _replace,
+        b"ZINTERSTORE": _replace,
+        b"ZUNIONSTORE": _replace,
+        b"ZRANGESTORE": _replace,
+        b"GEOSEARCHSTORE": _replace,
+        b"BITOP": _combine_bits,
+        b"MSET": _set_strings,
+        b"MSETEX": _set_strings,
+        b"SORT": _store,
+        b"GEORADIUS": _store,
+        b"GEORADIUSBYMEMBER": _store,
+        b"RESTORE": _restore,
+        b"RESTORE-ASKING": _restore,
         b"RENAME": _rename,
         b"RENAMENX": _rename,
         b"COPY": _copy,
@@ -241,11 +313,20 @@ class FieldTtls:
     }
 
 
-def _expire_at(key: bytes, time: int, names: Sequence[bytes]) -> list[bytes | int]:
-    return [b"HPEXPIREAT", key, time, b"FIELDS", len(names), *names]
+def _expire_again(key: bytes, time: int, names: Sequence[bytes]) -> list[bytes | int]:
+    """Return what changes the time of those fields that have one, lapsed or not.
+
+    Not of all of them: HGETEX is streamed as an HPEXPIREAT of all that it was asked
+    for, so what is followed may never have been there.
+    """
+    return [b"HPEXPIREAT", key, time, b"XX", b"FIELDS", len(names), *names]
 
 
 def _fields(words: Command) -> Sequence[bytes]:
     """Return the fields after FIELDS n."""
-    at = [word.upper() for word in words[:6]].index(b"FIELDS")
-    return words[at + 2 :]
+    return words[_fields_at(words) + 2 :]
+
+
+def _fields_at(words: Command) -> int:
+    """Return where FIELDS stands; a key may have that name, too."""
+    return 2 + [word.upper() for word in words[2:8]].index(b"FIELDS")

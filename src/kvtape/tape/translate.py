@@ -165,7 +165,7 @@ class Translator:
         elif self._fields is not None:
             # Also where there is a rule: a server with field TTLs sends no relative
             # expiries, so the rule has nothing to say.
-            changed = self._fields.rewrite(command)
+            changed = self._fields.rewrite(command, time)
         if changed is not None:
             self.tally.rewritten += 1
         return changed
