@@ -118,26 +118,13 @@ class Agent:
         folder = options.spool or default_spool(self._folder)
         self.spool = Spool(folder)
         try:
-            self.spool.open(repository.id, self._folder.name)
-            stored = stored_catalogue(self._folder, self.spool)
-            position = recover(self.spool) or stored_position(
-                stored, self._folder, self.spool
-            )
+            self._open_spool(repository)
         except OSError as error:
             self.spool.close()
             raise _disk_error(folder, error) from error
-        self._clock = ReceiptClock(position.time if position else 0)
-        known = [HistoryName(replid).path for replid in stored.histories]
-        known += [
-            GapName(gap.replid, gap.start_offset, gap.end_offset).path
-            for gap in stored.gaps
-        ]
-        self._commits = Commits(self.spool, known)
-        self.recorder = Recorder(self.spool, options.limits, self._queued)
-        self.uploader = Uploader(self.spool, self._folder)
-        if position is not None:
-            self.recorder.follow(position)
-        self.is_ready = True
+        except BaseException:
+            self.spool.close()
+            raise
         _log.info(
             "recording %s as source %s into %s, by way of the spool %s",
             options.url.address,
@@ -146,26 +133,67 @@ class Agent:
             folder,
         )
 
+    def _open_spool(self, repository: Repository) -> None:
+        """Open the spool, and make all that writes to it and reads from it."""
+        self.spool.open(repository.id, self._folder.name)
+        stored = stored_catalogue(self._folder, self.spool)
+        position = recover(self.spool) or stored_position(
+            stored, self._folder, self.spool
+        )
+        self._clock = ReceiptClock(position.time if position else 0)
+        known = [HistoryName(replid).path for replid in stored.histories]
+        known += [
+            GapName(gap.replid, gap.start_offset, gap.end_offset).path
+            for gap in stored.gaps
+        ]
+        self._commits = Commits(self.spool, known)
+        self.recorder = Recorder(self.spool, self.options.limits, self._queued)
+        self.uploader = Uploader(self.spool, self._folder, self._queued)
+        if position is not None:
+            self.recorder.follow(position)
+        self.is_ready = True
+
     # Running.
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.uploader.run, self._queued)
+            nursery.start_soon(self.uploader.run)
             await self._record()
-            nursery.cancel_scope.cancel()
-        await self._upload_rest()
+            self.uploader.finish()
+            deadline = trio.current_time() + self.options.stop_timeout
+            nursery.cancel_scope.deadline = deadline
+        if nursery.cancel_scope.cancelled_caught:
+            why = f" ({self.uploader.error})" if self.uploader.error else ""
+            raise RepositoryError(
+                f"not everything could be stored within {self.options.stop_timeout:g} s"
+                f"{why}; it is kept in the spool {self.spool.folder}, and the next "
+                "start stores it"
+            )
 
     async def _record(self) -> None:
+        """Record until it is time to stop, beginning anew where the disk fails."""
         backoff = Backoff()
-        while (error := await self._record_until_disk_fails()) is not None:
-            wait = backoff.next()
-            self.trouble = str(_disk_error(self.spool.folder, error))
-            if self._stopping.is_set():
-                raise _disk_error(self.spool.folder, error) from error
-            _log.error("%s; trying again in %.1f s", self.trouble, wait)
-            with trio.move_on_after(wait):
-                await self._stopping.wait()
-            await self._recover()
+        while True:
+            durable = self.recorder.durable
+            error = await self._record_until_disk_fails()
+            if self.recorder.durable > durable:
+                backoff.reset()
+            if error is None:
+                return
+            # Going on without knowing what the disk has would record over it.
+            while error is not None:
+                await self._wait_for_disk(error, backoff)
+                error = await self._recover()
+
+    async def _wait_for_disk(self, error: OSError, backoff: Backoff) -> None:
+        wait = backoff.next()
+        trouble = _disk_error(self.spool.folder, error)
+        if self._stopping.is_set():
+            raise trouble from error
+        self.trouble = str(trouble)
+        _log.error("%s; trying again in %.1f s", trouble, wait)
+        with trio.move_on_after(wait):
+            await self._stopping.wait()
 
     async def _record_until_disk_fails(self) -> OSError | None:
         try:
@@ -182,15 +210,14 @@ class Agent:
             raise
         return None
 
-    async def _recover(self) -> None:
-        """Find out what the disk has, after it failed."""
+    async def _recover(self) -> OSError | None:
+        """Find out what the disk has, after it failed; return why it fails again."""
         try:
             position = await trio.to_thread.run_sync(recover, self.spool)
         except OSError as error:
-            # The next attempt to write will fail the same way, and come here again.
-            _log.debug("cannot recover the spool: %s", error)
-            position = None
+            return error
         self.recorder.restart(position)
+        return None
 
     async def _stop_in_time(self, links: trio.CancelScope) -> None:
         """Cut the link when it is time to stop."""
@@ -204,26 +231,6 @@ class Agent:
         await self._stopping.wait()
         links.cancel()
 
-    async def _upload_rest(self) -> None:
-        """Upload what is left, within the time for stopping."""
-        with trio.move_on_after(self.options.stop_timeout) as scope:
-            backoff = Backoff()
-            while True:
-                try:
-                    await self.uploader.upload_all()
-                except RepositoryError as error:
-                    _log.warning("%s", error)
-                    await trio.sleep(backoff.next())
-                else:
-                    return
-        if scope.cancelled_caught:
-            why = f" ({self.uploader.error})" if self.uploader.error else ""
-            raise RepositoryError(
-                f"not everything could be stored within {self.options.stop_timeout:g} s"
-                f"{why}; it is kept in the spool {self.spool.folder}, and the next "
-                "start stores it"
-            )
-
     # Linking.
 
     async def _keep_linked(self) -> None:
@@ -232,9 +239,9 @@ class Agent:
         while True:
             try:
                 await self._link()
-            except (ServerError, ExceptionGroup) as group:
+            except (ServerError, UsageError, ExceptionGroup) as group:
                 error = cause_of(group)
-                if not isinstance(error, ServerError) or not self._may_pass(error):
+                if not self._may_pass(error):
                     raise
                 if self.session is not None and self.session.is_online:
                     backoff.reset()
@@ -243,11 +250,14 @@ class Agent:
                 _log.warning("%s; connecting again in %.1f s", error, wait)
                 await trio.sleep(wait)
 
-    def _may_pass(self, error: ServerError) -> bool:
+    def _may_pass(self, error: BaseException) -> bool:
         """Whether to try again after an error."""
-        if isinstance(error, RefusedError):
-            return error.is_passing or self._has_linked
-        return self._has_linked or isinstance(error, LinkError)
+        if isinstance(error, LinkError):
+            return True
+        if isinstance(error, RefusedError) and error.is_passing:
+            return True
+        # The server may have become unfit for the options; it may be changed back.
+        return self._has_linked and isinstance(error, ServerError | UsageError)
 
     async def _link(self) -> None:
         """Connect, and record until the link breaks."""

@@ -57,7 +57,7 @@ class Commits:
         )
 
     def snapshot(self, manifest: Manifest, before: Position | None) -> None:
-        """Write down a durable snapshot, and what is missing between it and before."""
+        """Queue a synced snapshot, and what is missing between it and before."""
         self._begin_history(
             History(
                 replid=manifest.replid,
@@ -68,7 +68,7 @@ class Commits:
         if before is not None:
             self._note_gap(before, manifest)
         name = SnapshotName(manifest.replid, manifest.offset, manifest.time)
-        self._spool.queue_document(name.manifest, documents.encode(manifest))
+        self._spool.queue_snapshot(name, documents.encode(manifest))
 
     def _begin_history(self, history: History) -> None:
         self._queue_once(HistoryName(history.replid).path, history)

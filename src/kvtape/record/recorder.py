@@ -17,12 +17,12 @@ server costs nothing and a dead recorder is still told from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import trio
 
 from kvtape.record.position import Position, recover
+from kvtape.record.stretch import MARK_RESOLUTION, Stretch, frames
 from kvtape.replication.tracker import Summary, Tracker
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
@@ -30,10 +30,12 @@ from kvtape.tape.segment import MAX_FRAME, Header, Mark
 
 MOST_PENDING = 8 * MAX_FRAME
 
-# How finely receipts are stamped, in ms.
-MARK_RESOLUTION = 10
-
 PROOF_OF_LIFE = 600.0
+
+# So many stretches are joined, or many short commands would cost more than their bytes.
+_MOST_STRETCHES = 1024
+
+_NOWHERE = Position("", 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +48,10 @@ class Limits:
 
 
 @dataclass(slots=True)
-class _Stretch:
-    """Received bytes that go into one frame together."""
-
-    data: bytes
-    marks: list[Mark]
-    boundary: int
-    db: int
-    summary: Summary
-
-
-@dataclass(slots=True)
 class _Batch:
     """What one write takes to the spool."""
 
-    stretches: list[_Stretch] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
     size: int = 0
 
 
@@ -91,15 +82,17 @@ class Recorder:
         self._carried = 0
         self._cut = 0
         self._marks: list[Mark] = []
+        self._stamped = -math.inf  # the first receipt that the last mark stands for
         self._seen_early = Summary()  # of commands in carry
         self._changed = Signal()
         self._has_getack = False
         self._is_held = False
+        self._before = _NOWHERE  # where what is held began to be received
         self._must_seal = False
         self._has_finished = False
         # What follows is the writing thread's while it runs.
-        self._sealed: Position | None = None  # where the last segment ended
-        self._end = Position("", 0, 0, 0, 0)  # of what is written
+        self._sealed = _NOWHERE  # where the last segment ended
+        self._end = _NOWHERE  # of what is written
         self._last_sync = -math.inf
         self._is_synced = True
         self._segment_begun = math.inf
@@ -126,7 +119,7 @@ class Recorder:
 
     def follow(self, position: Position) -> None:
         """Go on from a position; what was received beyond it is forgotten."""
-        self.replid = position.replid
+        self.replid = position.replid or None
         self._tracker = Tracker(position.boundary, position.db)
         for frame in position.unfinished:
             skip = max(0, position.boundary - frame.facts.start)
@@ -138,30 +131,47 @@ class Recorder:
         self._carry, self._carried, self._marks = [], 0, []
         self._seen_early, self._batch = Summary(), _Batch()
         self._has_getack = False
+        self._batch_begun = math.inf
         self._end = position
+        self._is_synced = True
         if self._spool.segment is None:
             self._sealed = position
             self._segment_begun = math.inf
         else:
+            header = self._spool.segment.writer.header
+            self._sealed = Position(
+                header.replid, header.start, header.start, header.db, header.time
+            )
             # It is as old as can be, and what is in it is not known any more.
             self._segment_begun, self._segment_is_idle = -math.inf, False
         self._changed.fire()
 
     def receive(self, data: bytes, time: int) -> None:
         """Take the next bytes of the stream, received at time (ms)."""
+        while data:
+            # A frame takes no more, and where its last boundary is has to be known.
+            room = MAX_FRAME - self._carried
+            self._take(data[:room], time)
+            data = data[room:]
+        self._changed.fire()
+
+    def _take(self, data: bytes, time: int) -> None:
         tracker = self._tracker
         tracker.feed(data)
         self._carry.append(data)
         self._carried += len(data)
         self.received += len(data)
+        if self._marks and time - self._stamped < MARK_RESOLUTION:
+            self._marks.pop()
+        else:
+            self._stamped = time
         self._marks.append(Mark(self.received, time))
         self.lost_because = tracker.lost_because
         self._has_getack = tracker.take_getack() or self._has_getack
         if tracker.boundary > self._cut:
             self._cut_at(tracker.boundary)
-        elif self._carried >= MAX_FRAME:
+        elif self._carried == MAX_FRAME:
             self._cut_at(self.received)
-        self._changed.fire()
 
     def _cut_at(self, offset: int) -> None:
         """Complete a stretch that ends at offset."""
@@ -177,14 +187,17 @@ class Recorder:
         self._marks = self._marks[len(marks) :]
         if self._marks and (not marks or marks[-1].offset < offset):
             marks.append(Mark(offset, self._marks[0].time))
-        if not self._batch.stretches:
+        batch = self._batch
+        if not batch.stretches:
             self._batch_begun = trio.current_time()
-        self._batch.stretches.append(
-            _Stretch(
+        batch.stretches.append(
+            Stretch(
                 whole[:length], marks, self._tracker.boundary, self._tracker.db, summary
             )
         )
-        self._batch.size += length
+        batch.size += length
+        if len(batch.stretches) > _MOST_STRETCHES:
+            batch.stretches = list(frames(batch.stretches))
         self._cut = offset
         self._carry = [whole[length:]] if length < len(whole) else []
         self._carried = len(whole) - length
@@ -203,13 +216,23 @@ class Recorder:
     # What the agent calls.
 
     def hold(self) -> None:
-        """Keep what is received in memory until release(): its snapshot comes first."""
+        """Keep what is received in memory until release(): its snapshot comes first.
+
+        Call it when settled, and follow() the stream behind the snapshot.
+        """
         self._is_held = True
+        self._before = self._end
 
     def release(self) -> None:
-        """Write again."""
+        """Write again: the snapshot is durable."""
         self._is_held = False
         self._changed.fire()
+
+    def give_up(self) -> None:
+        """Go back to where hold() was called, if there was no release()."""
+        if self._is_held:
+            self._is_held = False
+            self.follow(self._before)
 
     async def settle(self) -> bool:
         """Write what is whole and end the segment, while nothing is received.
@@ -232,24 +255,25 @@ class Recorder:
         self._changed.fire()
 
     def restart(self, position: Position | None) -> None:
-        """Go on after an error of the disk, from what is there; None: nothing new."""
-        self._is_held = self._must_seal = False
-        found = position or self._sealed
-        if found is not None:
-            self.follow(found)
+        """Go on after an error of the disk, from where the open segment ends.
+
+        None means that there is none: what was sealed last is where to go on.
+        """
+        self.give_up()
+        self._must_seal = self._has_finished = False
+        self.follow(position or self._sealed)
 
     async def run(self) -> None:
         """Write what is received, until finish()."""
         while True:
             await self._wait_until_due()
-            if self._is_held and not self._has_finished:
-                continue
             batch, self._batch = self._batch, _Batch()
             if self._is_held:
                 batch = _Batch()  # its snapshot will never be whole
             getack, self._has_getack = self._has_getack, False
+            # Now, with the batch: what is whole at a later moment is not in this one.
             must_seal, now = self._must_seal, trio.current_time()
-            await trio.to_thread.run_sync(self._write, batch, now, getack or must_seal)
+            await trio.to_thread.run_sync(self._write, batch, now, getack, must_seal)
             self._batch_begun = now if self._batch.stretches else math.inf
             if must_seal:
                 self._must_seal = False
@@ -266,10 +290,10 @@ class Recorder:
                 await self._changed.wait()
 
     def _is_due(self, now: float) -> bool:
+        if self._is_held:
+            return self._has_finished
         if self._must_seal:
             return True
-        if self._is_held:
-            return False
         full = self._batch.size >= MAX_FRAME
         return full or self._has_getack or now >= self._due()
 
@@ -290,21 +314,23 @@ class Recorder:
 
     # The writing thread.
 
-    def _write(self, batch: _Batch, now: float, is_urgent: bool) -> None:
+    def _write(
+        self, batch: _Batch, now: float, is_urgent: bool, must_seal: bool
+    ) -> None:
         spool, limits = self._spool, self._limits
-        for stretch in _frames(batch.stretches):
+        for stretch in frames(batch.stretches):
             self._append(stretch, now)
         self._is_synced = self._is_synced and not batch.stretches
         is_due = now - self._last_sync >= limits.flush_interval
-        if not self._is_synced and (is_urgent or is_due):
+        if not self._is_synced and (is_urgent or must_seal or is_due):
             spool.sync()
             self._is_synced = True
             self._last_sync = now
         if self._is_synced:
             self.durable = self._end.boundary
-        self._seal_if_due(now)
+        self._seal_if_due(now, must_seal)
 
-    def _append(self, stretch: _Stretch, now: float) -> None:
+    def _append(self, stretch: Stretch, now: float) -> None:
         spool, end = self._spool, self._end
         segment = spool.segment
         if segment is None:
@@ -328,18 +354,20 @@ class Recorder:
             end.replid, writer.end, writer.boundary, writer.db, writer.last
         )
 
-    def _seal_if_due(self, now: float) -> None:
-        if self._must_seal:
+    def _seal_if_due(self, now: float, must_seal: bool) -> None:
+        if must_seal:
             self._drop_unfinished()
         segment = self._spool.segment
         if segment is None or not segment.writer.can_end:
             return
         is_large = segment.size >= self._limits.segment_size
-        if self._must_seal or is_large or now >= self._seal_due():
+        if must_seal or is_large or now >= self._seal_due():
+            # First: if it fails, the segment may be in the queue all the same, and if
+            # it is not, it is still there to be recovered.
+            self._sealed = self._end
             self._spool.seal()
             self._is_synced = True
             self.durable = self._end.boundary
-            self._sealed = self._end
             self._segment_begun = math.inf
             trio.from_thread.run_sync(self._queued.fire)
 
@@ -348,41 +376,4 @@ class Recorder:
         segment = self._spool.segment
         if segment is not None and not segment.writer.can_end:
             self._spool.cut_to_boundary()
-            self._end = recover(self._spool) or self._sealed or self._end
-
-
-def _frames(stretches: list[_Stretch]) -> Iterator[_Stretch]:
-    """Join stretches into as few as fit into frames."""
-    joined: list[_Stretch] = []
-    size = 0
-    for stretch in stretches:
-        if joined and size + len(stretch.data) > MAX_FRAME:
-            yield _join(joined)
-            joined, size = [], 0
-        joined.append(stretch)
-        size += len(stretch.data)
-    if joined:
-        yield _join(joined)
-
-
-def _join(stretches: list[_Stretch]) -> _Stretch:
-    summary = Summary()
-    for stretch in stretches:
-        summary.merge(stretch.summary)
-    data = b"".join(stretch.data for stretch in stretches)
-    marks = _thinned([mark for stretch in stretches for mark in stretch.marks])
-    last = stretches[-1]
-    return _Stretch(data, marks, last.boundary, last.db, summary)
-
-
-def _thinned(marks: list[Mark]) -> list[Mark]:
-    """Leave one mark for what was received within MARK_RESOLUTION: the last one."""
-    thin: list[Mark] = []
-    begun = -math.inf
-    for mark in marks:
-        if mark.time - begun < MARK_RESOLUTION:
-            thin.pop()
-        else:
-            begun = mark.time
-        thin.append(mark)
-    return thin
+            self._end = recover(self._spool) or self._sealed

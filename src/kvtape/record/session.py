@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import trio
@@ -79,6 +79,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
+    _storing: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _before: Position | None = None  # where recording stood before the snapshot
     _eager: int = 0
     _nursery: trio.Nursery = field(init=False)
 
@@ -96,6 +98,7 @@ class Session:
                 await self._read()
         finally:
             if self._snapshot is not None:
+                self.recorder.give_up()
                 self._snapshot.drop()
 
     async def _read(self) -> None:
@@ -137,15 +140,20 @@ class Session:
     async def _keep_alive(self) -> None:
         """Send an ACK every second, and when one was asked for and is due."""
         while True:
-            interval = HEARTBEAT
+            interval, due = HEARTBEAT, self.recorder.ack_due.next()
             if self.replica.is_online:
                 self.replica.ack(self._ack_offset())
-                await self._send()
+                try:
+                    await self._send()
+                except LinkError:
+                    # What the primary said before it hung up is still to be read;
+                    # whoever reads it comes to the end, too.
+                    return
             if self._eager:
                 self._eager -= 1
                 interval = _EAGER_HEARTBEAT
             with trio.move_on_after(interval):
-                await self.recorder.ack_due.wait()
+                await due.wait()
 
     def _ack_offset(self) -> int:
         # A snapshot that is not durable yet is nothing to acknowledge anything on.
@@ -190,9 +198,11 @@ class Session:
                 "the primary goes on under a new replication ID within a command; "
                 "asking again for the whole command"
             )
-        parent = recorder.replid
-        fork = recorder.fork(replid)
-        await trio.to_thread.run_sync(self.commits.fork, parent, fork)
+        if (end := recorder.end) is not None:
+            # Before anything is recorded of the new history, how it began is.
+            fork = replace(end, replid=replid)
+            await trio.to_thread.run_sync(self.commits.fork, end.replid, fork)
+        recorder.fork(replid)
         self.queued.fire()
 
     async def _begin_snapshot(self, announced: FullResync, now: int) -> None:
@@ -203,31 +213,30 @@ class Session:
         if self.recorder.position is not None:
             await self.recorder.settle()
         self._snapshot = SnapshotReceiver(self.spool, announced, now)
-        self._nursery.start_soon(self._snapshot.run)
+        self._nursery.start_soon(self._store, self._snapshot)
 
     def _end_snapshot(self) -> None:
         """Follow the stream behind the snapshot, and complete it meanwhile."""
         snapshot, recorder = self._announced(), self.recorder
-        before = recorder.end
-        name = snapshot.name
+        snapshot.end()
         # Whole as it is, it must not be lost because the link breaks just now.
-        snapshot.keep()
+        self._storing.shield = True
+        self._before = recorder.end
+        name = snapshot.name
         recorder.hold()
         recorder.follow(
             Position(name.replid, name.offset, name.offset, snapshot.db, name.time)
         )
         self._eager = _EAGER_TIMES
         recorder.ack_due.fire()
-        self._nursery.start_soon(self._complete_snapshot, snapshot, before)
 
-    async def _complete_snapshot(
-        self, snapshot: SnapshotReceiver, before: Position | None
-    ) -> None:
-        with trio.CancelScope(shield=True):
-            manifest = await snapshot.complete(self.clock.now, self.commits.server)
-            await trio.to_thread.run_sync(self.commits.snapshot, manifest, before)
-        self._snapshot = None
-        self.recorder.release()
+    async def _store(self, snapshot: SnapshotReceiver) -> None:
+        """Write a snapshot as it comes, and commit it when it is whole."""
+        with self._storing:
+            manifest = await snapshot.run(self.clock.now, self.commits.server)
+            await trio.to_thread.run_sync(self.commits.snapshot, manifest, self._before)
+            self._snapshot = None
+            self.recorder.release()
         _log.info(
             "the snapshot at %d is complete: %d bytes, %d compressed",
             manifest.offset,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 import zstandard
@@ -21,7 +22,7 @@ from kvtape.replication.tracker import NO_DB
 from kvtape.storage.spool import Spool
 from kvtape.tape.documents import Manifest, Server
 from kvtape.tape.names import SnapshotName
-from kvtape.tape.rdb import read_header
+from kvtape.tape.rdb import Header, RdbError, read_header
 from kvtape.tape.segment import crc64
 
 _LEVEL = 1
@@ -70,81 +71,46 @@ class SnapshotFile:
             os.fdatasync(self._file.fileno())
             self._unsynced = 0
 
-    def finish(
-        self, name: SnapshotName, head: bytes, completed: int, server: Server
-    ) -> Manifest:
-        """Complete and queue the RDB file; return the manifest to queue behind it.
+    def finish(self) -> tuple[int, str]:
+        """Complete and sync the file; return its length and the sha256 of the RDB.
 
-        head is what the RDB file begins with; completed is the time now, in ms.
+        ProtocolError if it arrived damaged.
         """
         self._store(self._compressor.flush())
         self._file.flush()
         os.fsync(self._file.fileno())
-        stored = self._file.tell()
+        stored_bytes = self._file.tell()
         self._file.close()
         # A server that was told not to compute checksums writes 0.
         if int.from_bytes(self._tail, "little") not in (0, self._crc):
-            self._spool.drop_snapshot()
             raise ProtocolError("the snapshot arrived damaged: its checksum is wrong")
-        header, aux = read_header(head)
-        self._spool.queue_snapshot(name)
-        return Manifest(
-            replid=name.replid,
-            offset=name.offset,
-            time=name.time,
-            completed=completed,
-            bytes=self.length,
-            stored_bytes=stored,
-            sha256=self._sha256.hexdigest(),
-            rdb_magic=header.magic.decode(),
-            rdb_version=header.version,
-            db=_number(aux.get(b"repl-stream-db")),
-            used_memory=_number(aux.get(b"used-mem")),
-            server=server,
-        )
+        return stored_bytes, self._sha256.hexdigest()
 
-    def drop(self) -> None:
-        """Delete what there is: the rest will never come."""
-        self._file.close()
-        self._spool.drop_snapshot()
+    def close(self) -> None:
+        """Close the file, however it stands."""
+        # Closing writes what was buffered, which fails again where writing failed.
+        with suppress(OSError):
+            self._file.close()
 
 
 class SnapshotReceiver:
-    """Takes a snapshot's pieces as they come, and writes them in a thread."""
+    """Takes a snapshot's pieces as they come, and has a thread write them.
+
+    One task calls receive() and end(), and another run(), which waits for them.
+    """
 
     def __init__(self, spool: Spool, announced: FullResync, time: int) -> None:
         self.name = SnapshotName(announced.replid, announced.offset, time)
         self.received = 0
+        self.db = NO_DB  # selected in the stream behind the snapshot; known after end()
         self._spool = spool
         self._file: SnapshotFile | None = None
         self._pieces: list[bytes] = []
         self._gathered = 0
         self._send, self._receive = trio.open_memory_channel[bytes](_MOST_QUEUED)
         self._head = b""
-        self._is_written = trio.Event()
-        self._writing = trio.CancelScope()
-
-    @property
-    def db(self) -> int:
-        """The database selected in the stream behind the snapshot, or NO_DB."""
-        db = _number(read_header(self._head)[1].get(b"repl-stream-db"))
-        return NO_DB if db is None else db
-
-    async def run(self) -> None:
-        """Write what is received; returns when complete() was called."""
-        with self._writing:
-            self._file = await trio.to_thread.run_sync(SnapshotFile, self._spool)
-            async with self._receive:
-                async for piece in self._receive:
-                    await trio.to_thread.run_sync(self._file.write, piece)
-            self._is_written.set()
-
-    def keep(self) -> None:
-        """Have run() go on to the end, though the link's tasks are cancelled.
-
-        All of the snapshot is received: call complete() next, shielded likewise.
-        """
-        self._writing.shield = True
+        self._header = Header(b"", 0)
+        self._aux: dict[bytes, bytes] = {}
 
     async def receive(self, data: bytes) -> None:
         """Take the next bytes; waits while the disk is far behind."""
@@ -154,30 +120,50 @@ class SnapshotReceiver:
         self._pieces.append(data)
         self._gathered += len(data)
         if self._gathered >= _PIECE:
-            await self._pass_on()
+            piece = b"".join(self._pieces)
+            self._pieces, self._gathered = [], 0
+            await self._send.send(piece)
 
-    async def _pass_on(self) -> None:
-        piece = b"".join(self._pieces)
-        self._pieces, self._gathered = [], 0
-        await self._send.send(piece)
-
-    async def complete(self, now: Callable[[], int], server: Server) -> Manifest:
-        """Wait until all is durable and queued; return the manifest."""
-        await self._pass_on()
+    def end(self) -> None:
+        """Say that all was received. ProtocolError if that is no RDB file."""
+        try:
+            self._header, self._aux = read_header(self._head)
+        except RdbError as error:
+            raise ProtocolError(f"the snapshot is no RDB file: {error}") from None
+        db = _number(self._aux.get(b"repl-stream-db"))
+        self.db = NO_DB if db is None else db
         self._send.close()
-        await self._is_written.wait()
-        if self._file is None:
-            raise RuntimeError("complete() before run()")
-        file, self._file = self._file, None
-        return await trio.to_thread.run_sync(
-            file.finish, self.name, self._head, now(), server
+
+    async def run(self, clock: Callable[[], int], server: Server) -> Manifest:
+        """Write what is received; return the manifest when all of it is synced.
+
+        The RDB file is then in the spool, and not yet in its queue.
+        """
+        file = self._file = await trio.to_thread.run_sync(SnapshotFile, self._spool)
+        async for piece in self._receive:
+            await trio.to_thread.run_sync(file.write, piece)
+        await trio.to_thread.run_sync(file.write, b"".join(self._pieces))
+        stored_bytes, sha256 = await trio.to_thread.run_sync(file.finish)
+        return Manifest(
+            replid=self.name.replid,
+            offset=self.name.offset,
+            time=self.name.time,
+            completed=clock(),
+            bytes=file.length,
+            stored_bytes=stored_bytes,
+            sha256=sha256,
+            rdb_magic=self._header.magic.decode(),
+            rdb_version=self._header.version,
+            db=_number(self._aux.get(b"repl-stream-db")),
+            used_memory=_number(self._aux.get(b"used-mem")),
+            server=server,
         )
 
     def drop(self) -> None:
-        """Forget the snapshot, if it was not completed."""
+        """Delete what there is, when nothing more of it will be used."""
         if self._file is not None:
-            self._file.drop()
-            self._file = None
+            self._file.close()
+        self._spool.drop_snapshot()
 
 
 def _number(text: bytes | None) -> int | None:

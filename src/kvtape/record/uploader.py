@@ -22,33 +22,52 @@ _log = logging.getLogger(__name__)
 
 
 class Uploader:
-    """Uploads what is queued. stored is the end of the last segment it stored.
+    """Uploads what is queued; queued fires when there is more.
 
-    error is why the last upload failed, until one succeeds; queued_bytes is what waits.
+    stored is the end of the last segment it stored; error is why the last upload
+    failed, until one succeeds; queued_bytes is what waits.
     """
 
-    def __init__(self, spool: Spool, folder: SourceFolder) -> None:
+    def __init__(self, spool: Spool, folder: SourceFolder, queued: Signal) -> None:
         self.stored = 0
         self.error: RepositoryError | None = None
         self.queued_bytes = 0
         self._spool = spool
         self._folder = folder
+        self._queued = queued
+        self._finishing = trio.Event()
 
-    async def run(self, queued: Signal) -> None:
-        """Upload for ever. queued fires when something was queued."""
+    def finish(self) -> None:
+        """Have run() upload what is queued by now, and return."""
+        self._finishing.set()
+        self._queued.fire()
+
+    async def run(self) -> None:
+        """Upload until finish(). It can be cancelled at any time."""
         backoff = Backoff()
         while True:
-            next_queued = queued.next()
+            is_finishing, next_queued = self._finishing.is_set(), self._queued.next()
             try:
                 await self.upload_all()
             except RepositoryError as error:
                 self.error = error
-                wait = backoff.next()
-                _log.warning("%s; trying again in %.0f s", error, wait)
-                await trio.sleep(wait)
-            else:
-                backoff.reset()
-                await next_queued.wait()
+                await self._pause(backoff)
+                continue
+            if is_finishing:
+                return
+            backoff.reset()
+            await next_queued.wait()
+
+    async def _pause(self, backoff: Backoff) -> None:
+        """Wait before trying again; finish() cuts it short, once."""
+        wait = backoff.next()
+        _log.warning("%s; trying again in %.1f s", self.error, wait)
+        if self._finishing.is_set():
+            await trio.sleep(wait)
+            return
+        with trio.move_on_after(wait):
+            await self._finishing.wait()
+            backoff.reset()
 
     async def upload_all(self) -> None:
         """Upload everything that is queued now."""
@@ -61,10 +80,19 @@ class Uploader:
 
     async def _upload(self, path: str) -> None:
         file = self._spool.queued_file(path)
-        await trio.to_thread.run_sync(self._folder.put, path, file)
+        # A store that does not answer must not keep the program from stopping. An
+        # upload that is abandoned harms nobody: it is whole or not there.
+        await trio.to_thread.run_sync(
+            self._folder.put, path, file, abandon_on_cancel=True
+        )
         # Not before it is stored: a crash between the two uploads it again, and finds
         # the same content in its place.
-        await trio.to_thread.run_sync(self._spool.dequeue, path)
+        try:
+            await trio.to_thread.run_sync(self._spool.dequeue, path)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot delete {file}, which is stored: {error.strerror}"
+            ) from error
         self.error = None
         if isinstance(name := parse(path), SegmentName):
             self.stored = name.end

@@ -7,13 +7,14 @@ The folder is the queue. It holds
     full-resyncs.json       when full resyncs were begun, to limit them across restarts
     recording/stream.seg    the segment that is being written
     recording/rdb.zst       the snapshot that is being received
+    recording/document.json what is about to be queued
     queue/…                 what waits to be uploaded, under its name in the repository
 
 A segment in recording/ is a segment file that lacks its ending, so that starting up is
 crash recovery and nothing else: scan the frames, cut what follows the last whole one,
 go on. A snapshot in recording/ is worth nothing after a crash, since the rest of it
-will never come, and is deleted. What is in queue/ is whole: it got there by rename,
-synced before and after.
+will never come, and is deleted; so is one in queue/ that has no manifest yet. What is
+in queue/ is whole: it got there by rename, synced before and after.
 
 All calls block. One thread at a time records; meanwhile another may take from the
 queue. A full disk raises OSError from any call; what was synced before stays good, and
@@ -79,6 +80,8 @@ class Spool:
         self.segment: OpenSegment | None = None
         self._recording = self.folder / "recording"
         self._stream = self._recording / "stream.seg"
+        self._rdb = self._recording / "rdb.zst"
+        self._document = self._recording / "document.json"
         self._queue = LocalStore(self.folder / "queue")
         self._lock: int | None = None
         self._synced: int | None = None  # length of the segment; None is unknown
@@ -132,6 +135,14 @@ class Spool:
         for leftover in self._recording.iterdir():
             if leftover != self._stream:
                 leftover.unlink()
+        queued = self._queue.list()
+        for path in queued:
+            match parse(path):
+                # It is uploaded before its manifest, so none was queued.
+                case SnapshotName() as name if name.manifest not in queued:
+                    self.dequeue(path)
+                case _:
+                    pass
         for folder, _, _ in os.walk(self._queue.folder, topdown=False):
             # Folders of days gone by; removing them while recording would be a race.
             if folder != str(self._queue.folder) and not os.listdir(folder):  # noqa: PTH208
@@ -257,20 +268,24 @@ class Spool:
 
     def begin_snapshot(self) -> BinaryIO:
         """Open the file for a snapshot's compressed RDB."""
-        return (self._recording / "rdb.zst").open("wb")
+        return self._rdb.open("wb")
 
-    def queue_snapshot(self, name: SnapshotName) -> None:
-        """Queue the RDB file, which must be closed and synced."""
-        self._enqueue(self._recording / "rdb.zst", name.rdb)
+    def queue_snapshot(self, name: SnapshotName, manifest: bytes) -> None:
+        """Queue the RDB file, which must be closed and synced, and its manifest."""
+        # What needs room on the disk first, so that the one rarely comes without the
+        # other.
+        replace_file(self._document, manifest)
+        self._enqueue(self._rdb, name.rdb)
+        self._enqueue(self._document, name.manifest)
 
     def drop_snapshot(self) -> None:
         """Delete the RDB file of a snapshot that did not become whole."""
-        (self._recording / "rdb.zst").unlink(missing_ok=True)
+        self._rdb.unlink(missing_ok=True)
 
     def queue_document(self, path: str, content: bytes) -> None:
         """Queue a document."""
-        replace_file(self._recording / "document.json", content)
-        self._enqueue(self._recording / "document.json", path)
+        replace_file(self._document, content)
+        self._enqueue(self._document, path)
 
     def _enqueue(self, file: Path, path: str) -> None:
         target = self._queue.folder / path

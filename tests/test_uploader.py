@@ -1,0 +1,297 @@
+"""What is queued gets to the repository in order, for as long as it takes.
+
+The clock is a mock that stands still until it is told to jump.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from kvtape.errors import IdentityError, RepositoryError
+from kvtape.record.uploader import Uploader
+from kvtape.replication.tracker import Summary
+from kvtape.signal import Signal
+from kvtape.storage.repository import SourceFolder
+from kvtape.storage.spool import Spool
+from kvtape.storage.store import LocalStore
+from kvtape.tape.names import HistoryName, SegmentName, SnapshotName
+from kvtape.tape.segment import Header, Mark
+from tapes import command
+
+REPLID = "a" * 40
+TIME = 1_700_000_000_000
+SET = command("SET", "key", "value")
+HISTORY = HistoryName(REPLID)
+SNAPSHOT = SnapshotName(REPLID, 1000, TIME)
+
+
+class TroubledStore:
+    """A folder whose put() does first what trouble does, and lasts if it does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = LocalStore(folder)
+        self.url = self.store.url
+        self.trouble: Callable[[str], None] = lambda _: None
+        self.puts: list[str] = []
+
+    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+        """List the folder."""
+        return self.store.list(prefix, depth)
+
+    def read(self, path: str) -> bytes:
+        """Read from the folder."""
+        return self.store.read(path)
+
+    def open(self, path: str) -> BinaryIO:
+        """Open in the folder."""
+        return self.store.open(path)
+
+    def put(self, path: str, source: Path | bytes) -> None:
+        """Put into the folder, if nothing is in the way."""
+        self.puts.append(path.removeprefix("source/"))
+        self.trouble(path)
+        self.store.put(path, source)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TroubledStore:
+    """Return an empty store."""
+    return TroubledStore(tmp_path / "repo")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """Return an open spool with a history, its snapshot and a segment."""
+    spool = Spool(tmp_path / "spool")
+    with closing(spool):
+        spool.open("repository", "source")
+        spool.queue_document(HISTORY.path, b"{}")
+        with spool.begin_snapshot() as file:
+            file.write(b"snapshot")
+        spool.queue_snapshot(SNAPSHOT, b"{}")
+        queue_segment(spool, 1000)
+        yield spool
+
+
+def queue_segment(spool: Spool, start: int) -> SegmentName:
+    segment = spool.begin_segment(Header(REPLID, start, 0, TIME))
+    end = start + len(SET)
+    marks = [Mark(end, TIME + start)]
+    spool.append(segment.writer.frame(SET, marks, end, 0, Summary()))
+    return spool.seal()
+
+
+def new_uploader(spool: Spool, store: TroubledStore) -> Uploader:
+    return Uploader(spool, SourceFolder(store, "source"), Signal())
+
+
+def stored(store: TroubledStore) -> set[str]:
+    return set(SourceFolder(store, "source").list())
+
+
+async def test_everything_is_stored_in_order_and_leaves_the_spool(
+    spool: Spool, store: TroubledStore
+) -> None:
+    queued = list(spool.queued())
+    assert len(queued) == 4
+    uploader = new_uploader(spool, store)
+    await uploader.upload_all()
+    assert store.puts == queued
+    assert stored(store) == set(queued)
+    assert spool.queued() == {}
+    assert uploader.stored == 1000 + len(SET)
+    assert uploader.queued_bytes == 0
+    assert uploader.error is None
+
+
+async def test_what_is_queued_later_is_stored_when_it_is_said(
+    spool: Spool, store: TroubledStore
+) -> None:
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        while spool.queued():
+            await wait_all_tasks_blocked(0.001)
+        for start in (2000, 3000):
+            name = queue_segment(spool, start)
+            uploader._queued.fire()
+            while uploader.stored != name.end:
+                await wait_all_tasks_blocked(0.001)
+        uploader.finish()
+    assert spool.queued() == {}
+
+
+async def test_what_is_queued_while_it_uploads_is_not_missed(
+    spool: Spool, store: TroubledStore
+) -> None:
+    uploader = new_uploader(spool, store)
+    names: list[SegmentName] = []
+
+    def queue_more(_: str) -> None:
+        if len(names) < 3:
+            names.append(queue_segment(spool, 2000 + len(names) * 1000))
+            trio.from_thread.run_sync(uploader._queued.fire)
+
+    store.trouble = queue_more
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        while len(stored(store)) < 7:
+            await wait_all_tasks_blocked(0.001)
+        uploader.finish()
+    assert {name.path for name in names} < stored(store)
+
+
+async def test_an_upload_that_fails_is_tried_again_after_longer_and_longer(
+    spool: Spool, store: TroubledStore, mock_clock: MockClock
+) -> None:
+    def fail(path: str) -> None:
+        raise RepositoryError(f"cannot write {path}: it is gone")
+
+    store.trouble = fail
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        for number in range(8):
+            while len(store.puts) <= number:
+                await wait_all_tasks_blocked(0.001)
+            await wait_all_tasks_blocked(0.001)
+            assert "it is gone" in str(uploader.error)
+            longest = min(30, 0.5 * 2**number)
+            mock_clock.jump(longest / 2 - 0.01)
+            await wait_all_tasks_blocked(0.005)
+            assert len(store.puts) == number + 1
+            mock_clock.jump(longest / 2 + 0.02)
+        assert stored(store) == set()
+        assert len(spool.queued()) == 4
+        assert uploader.queued_bytes == sum(spool.queued().values())
+        store.trouble = lambda _: None
+        mock_clock.jump(30)
+        while spool.queued():
+            await wait_all_tasks_blocked(0.001)
+        uploader.finish()
+    assert uploader.error is None
+    assert set(store.puts) == stored(store)
+
+
+async def test_another_recordings_bytes_under_one_of_our_names_end_it(
+    spool: Spool, store: TroubledStore
+) -> None:
+    store.put(f"source/{HISTORY.path}", b"other")
+    with pytest.raises(IdentityError, match="holds something else"):
+        await new_uploader(spool, store).run()
+    assert HISTORY.path in spool.queued()
+
+
+class DiedError(BaseException):
+    """The program ended here."""
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("call", range(4))
+async def test_a_death_at_any_call_leaves_no_snapshot_in_part_and_loses_nothing(
+    spool: Spool, store: TroubledStore, call: int, *, is_stored: bool
+) -> None:
+    queued = spool.queued()
+
+    def die(path: str) -> None:
+        if len(store.puts) == call + 1:
+            if is_stored:
+                store.store.put(path, spool.queued_file(path.removeprefix("source/")))
+            raise DiedError
+
+    store.trouble = die
+    with pytest.raises(DiedError):
+        await new_uploader(spool, store).upload_all()
+    assert len(stored(store)) == call + is_stored
+    assert stored(store) | set(spool.queued()) == set(queued)
+    if SNAPSHOT.manifest in stored(store):
+        assert SNAPSHOT.rdb in stored(store)
+    store.trouble = lambda _: None
+    await new_uploader(spool, store).upload_all()
+    assert SourceFolder(store, "source").list() == queued
+    assert spool.queued() == {}
+
+
+async def test_what_the_spool_cannot_delete_is_an_error_that_passes(
+    spool: Spool,
+    store: TroubledStore,
+    mock_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Spool, path: str) -> None:
+        raise OSError(5, f"Input/output error at {path}")
+
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as broken:
+            broken.setattr(Spool, "dequeue", fail)
+            nursery.start_soon(uploader.run)
+            while uploader.error is None:
+                await wait_all_tasks_blocked(0.001)
+        assert "cannot delete" in str(uploader.error)
+        assert stored(store) == {HISTORY.path}
+        mock_clock.jump(30)
+        while spool.queued():
+            await wait_all_tasks_blocked(0.001)
+        uploader.finish()
+
+
+async def test_finishing_tries_again_at_once_and_then_waits_again(
+    spool: Spool, store: TroubledStore, mock_clock: MockClock
+) -> None:
+    def fail(path: str) -> None:
+        raise RepositoryError(f"cannot write {path}")
+
+    store.trouble = fail
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        for number in range(1, 7):
+            while len(store.puts) < number:
+                mock_clock.jump(30)
+                await wait_all_tasks_blocked(0.005)
+        uploader.finish()
+        while len(store.puts) < 7:
+            await wait_all_tasks_blocked(0.001)
+        await wait_all_tasks_blocked(0.01)
+        assert len(store.puts) == 7
+        store.trouble = lambda _: None
+        mock_clock.jump(1)
+    assert spool.queued() == {}
+
+
+async def test_finishing_with_nothing_queued_returns_at_once(
+    spool: Spool, store: TroubledStore
+) -> None:
+    uploader = new_uploader(spool, store)
+    await uploader.upload_all()
+    uploader.finish()
+    await uploader.run()
+
+
+async def test_a_store_that_does_not_answer_does_not_keep_it_from_being_cancelled(
+    spool: Spool, store: TroubledStore
+) -> None:
+    may_go_on = threading.Event()
+
+    def hang(_: str) -> None:
+        may_go_on.wait()
+
+    store.trouble = hang
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        while not store.puts:
+            await wait_all_tasks_blocked(0.001)
+        nursery.cancel_scope.cancel()
+    may_go_on.set()
+    await new_uploader(spool, store).upload_all()
+    assert len(stored(store)) == 4
