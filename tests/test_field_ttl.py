@@ -237,6 +237,13 @@ def test_a_payload_with_expiries_of_fields_is_as_the_snapshots(
     assert follow(fields, "HINCRBY h f 1") is None
 
 
+def test_a_payload_without_expiries_any_more_needs_nothing() -> None:
+    fields = FieldTtls(RESTORED, 0)
+    payload = b"\x19" + bytes(8) + b"..."
+    fields.rewrite([b"RESTORE", b"h", b"0", payload], RECEIVED)
+    assert follow(fields, "HINCRBY h f 1") is None
+
+
 def test_only_what_matters_must_be_seen() -> None:
     fields = FieldTtls(RESTORED, -1)
     assert b"HPEXPIREAT" in fields.names

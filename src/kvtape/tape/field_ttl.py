@@ -216,7 +216,10 @@ class FieldTtls:
         self._replace(words)
         payload = words[3]
         if payload[:1] in _HASHES_WITH_TTLS:
-            self.see_key(self._db, words[1], int.from_bytes(payload[1:9], "little"))
+            earliest = int.from_bytes(payload[1:9], "little")
+            # 0 is what a compact hash says that has no expiries any more.
+            if earliest:
+                self.see_key(self._db, words[1], earliest)
 
     def _combine_bits(self, words: Command) -> None:
         self._hashes.pop((self._db, words[2]), None)
