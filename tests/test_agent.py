@@ -293,7 +293,7 @@ async def test_another_recordings_bytes_under_our_names_end_it(
     put = SourceFolder.put
 
     def put_behind_another(folder: SourceFolder, path: str, source: Path) -> None:
-        if path.startswith("histories/"):
+        if path.startswith("snapshots/"):
             put(folder, path, b"another's")
         put(folder, path, source)
 

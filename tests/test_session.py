@@ -467,6 +467,58 @@ async def test_getack_is_answered_without_waiting_for_the_next_second(
     assert mock_clock.current_time() == 0
 
 
+class GatedStream(trio.abc.SendStream):
+    """Lets through what is sent while its gate is open."""
+
+    def __init__(self, stream: trio.abc.SendStream) -> None:
+        self.gate = trio.Event()
+        self.gate.set()
+        self.is_waiting = False
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send when the gate is open."""
+        self.is_waiting = not self.gate.is_set()
+        await self.gate.wait()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for the gate."""
+        await self.gate.wait()
+
+    async def aclose(self) -> None:
+        """Close the stream behind the gate."""
+        await self._stream.aclose()
+
+
+async def test_a_getack_that_comes_while_a_heartbeat_is_sent_is_answered_at_once(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    recording = Recording(tmp_path / "spool", "received")
+    recording.recorder.follow(FIRST)
+    ours, theirs = memory_stream_pair()
+    gated = GatedStream(ours.send_stream)
+    session = recording.new_session(trio.StapledStream(gated, ours.receive_stream))
+    acks: list[bytes] = []
+    with closing(recording.spool):
+        async with recording.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            await theirs.send_all(b"+OK\r\n" * 4 + b"+CONTINUE\r\n")
+            await wait_all_tasks_blocked()
+            gated.gate = trio.Event()
+            mock_clock.jump(1)
+            while not gated.is_waiting:
+                await wait_all_tasks_blocked()
+            due = recording.recorder.ack_due.next()
+            await theirs.send_all(STREAM)
+            await due.wait()
+            gated.gate.set()
+            while b"%d" % (START + len(STREAM)) not in b"".join(acks):
+                acks.append(bytes(await theirs.receive_some()))
+            nursery.cancel_scope.cancel()
+    assert mock_clock.current_time() == 1
+
+
 @pytest.mark.usefixtures("short_frames")
 async def test_acks_are_at_boundaries_and_of_what_is_durable(tmp_path: Path) -> None:
     boundaries, tracker = {0}, Tracker(START)

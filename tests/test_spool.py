@@ -348,10 +348,10 @@ def test_the_queue_is_in_the_order_to_upload_it(spool: Spool) -> None:
     spool.queue_document(HistoryName(REPLID).path, b"{}")
     expected = [
         HistoryName(REPLID).path,
-        first.path,
-        second.path,
         snapshot.rdb,
         snapshot.manifest,
+        first.path,
+        second.path,
         gap.path,
     ]
     assert list(spool.queued()) == expected

@@ -112,6 +112,15 @@ async def test_everything_is_stored_in_order_and_leaves_the_spool(
     assert uploader.error is None
 
 
+async def test_of_a_history_what_another_agent_wrote_first_stays(
+    spool: Spool, store: TroubledStore
+) -> None:
+    SourceFolder(store, "source").put(HISTORY.path, b"another agent's")
+    await new_uploader(spool, store).upload_all()
+    assert SourceFolder(store, "source").read(HISTORY.path) == b"another agent's"
+    assert spool.queued() == {}
+
+
 async def test_what_is_queued_later_is_stored_when_it_is_said(
     spool: Spool, store: TroubledStore
 ) -> None:

@@ -87,7 +87,10 @@ def record(
     until_offset: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Stop once this offset is stored.", show_default=False
+            metavar="N",
+            min=0,
+            help="Stop once this offset is stored.",
+            show_default=False,
         ),
     ] = None,
     password_file: options.PasswordFile = None,

@@ -14,7 +14,7 @@ import trio
 import typer
 
 from kvtape.cli import options, output
-from kvtape.cli.runner import run, run_until_signal
+from kvtape.cli.runner import run, run_unless_signal, run_until_signal
 from kvtape.errors import UsageError, VerificationError
 from kvtape.restore.data_dir import (
     layout_for,
@@ -192,7 +192,7 @@ def _restore(job: Job, request: _Request) -> Result | None:
                 layout = layout_for(job.plan.snapshot.manifest)
             return restore_data_dir(job, place, layout, force=request.force)
         case IntoOptions():
-            return run(lambda: restore_into(job, place))
+            return run_unless_signal(lambda: restore_into(job, place))
         case ServeOptions():
             _serve(job, request, place)
         case None:

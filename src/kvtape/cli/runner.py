@@ -24,6 +24,21 @@ def run(main: Callable[[], Awaitable[Returned]]) -> Returned:
         raise cause_of(group) from group
 
 
+def run_unless_signal(main: Callable[[], Awaitable[Returned]]) -> Returned:
+    """Run to the end. SIGINT and SIGTERM cancel it, so that it can clean up."""
+    returned: list[Returned] = []
+    scope = trio.CancelScope()
+
+    async def work() -> None:
+        with scope:
+            returned.append(await main())
+
+    run_until_signal(work, scope.cancel)
+    if not returned:
+        raise typer.Exit(INTERRUPTED)
+    return returned[0]
+
+
 def run_until_signal(
     main: Callable[[], Awaitable[None]], stop: Callable[[], None]
 ) -> None:

@@ -45,6 +45,9 @@ from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
 
+# How often a server that could not continue is asked whether it can now, in seconds.
+_ASK_AGAIN = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
@@ -86,6 +89,7 @@ class Agent:
         self._queued = Signal()
         self._stopping = trio.Event()
         self._has_linked = False
+        self._is_over_limit = False  # a full resync was answered that is not allowed
 
     def stop(self) -> None:
         """Have run() write and upload what there is, and return."""
@@ -98,8 +102,11 @@ class Agent:
         time, which then stays in the spool for the next start.
         """
         # First, so that a wrong address leaves no trace of a repository.
-        info = await self._ask()
+        info = await self._ask_unless_stopped()
+        if info is None:
+            return
         self._choose_ack(info)
+        self._say_what_is_unknown(info)
         await trio.to_thread.run_sync(self._open, info)
         try:
             await self._run()
@@ -109,6 +116,26 @@ class Agent:
             self.spool.close()
 
     # Starting.
+
+    async def _ask_unless_stopped(self) -> ServerInfo | None:
+        """Ask the server who it is; None if it is time to stop before it answers."""
+        info: ServerInfo | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
+                info = await self._ask()
+                nursery.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            raise cause_of(group) from group
+        return info
+
+    def _say_what_is_unknown(self, info: ServerInfo) -> None:
+        if info.server.role is None and self.options.ack == "auto":
+            _log.warning(
+                "%s does not tell what it is (its user lacks +info): if it has "
+                "min-replicas-to-write set, it counts this recording as a replica",
+                self.options.url.address,
+            )
 
     def _open(self, info: ServerInfo) -> None:
         """Open the repository and the spool, and find where to go on. Blocks."""
@@ -221,7 +248,7 @@ class Agent:
 
     async def _stop_in_time(self, links: trio.CancelScope) -> None:
         """Cut the link when it is time to stop."""
-        until = self.options.until_offset
+        until = self.options.until_offset if self.is_ready else None
         while until is not None and not self._stopping.is_set():
             if self.recorder.durable >= until and self.recorder.replid is not None:
                 self.stop()
@@ -285,6 +312,7 @@ class Agent:
                 self._queued,
                 ack,
                 on_link=self._linked,
+                on_full_resync=self._allow_full_resync,
             )
             await self.session.run()
 
@@ -320,21 +348,42 @@ class Agent:
         return "hidden"
 
     async def _respect_limit(self, info: ServerInfo) -> None:
-        """Wait until the limit allows the full resync that may be needed."""
-        position = self.recorder.position
-        if position is not None and info.can_continue(*position):
-            return
+        """Wait until the limit allows the full resync that is needed, if one is.
+
+        Where the server does not tell, it is asked for the rest of the stream as long
+        as it never answered that with a full resync beyond the limit.
+        """
         limit = self.options.full_resyncs_per_hour
-        wait = self._commits.wait_for_full_resync(limit, self._clock.now())
-        if wait > 0:
-            self.trouble = (
+        while not self._can_continue(info):
+            wait = self._commits.wait_for_full_resync(limit, self._clock.now()) / 1000
+            if wait <= 0:
+                self._is_over_limit = False
+                return
+            trouble = (
                 f"{limit} full resyncs were begun within the last hour "
                 "(--full-resyncs-per-hour)"
             )
-            _log.warning(
-                "%s; waiting for %.0f s before the next", self.trouble, wait / 1000
-            )
-            await trio.sleep(wait / 1000)
+            if self.trouble != trouble:
+                _log.warning("%s; waiting up to %.0f s for the next", trouble, wait)
+            self.trouble = trouble
+            await trio.sleep(min(wait, _ASK_AGAIN))
+            info = await self._ask()
+
+    def _can_continue(self, info: ServerInfo) -> bool:
+        position = self.recorder.position
+        if position is None:
+            return False
+        can = info.can_continue(*position)
+        return not self._is_over_limit if can is None else can
+
+    def _allow_full_resync(self, now: int) -> None:
+        """Count a full resync that was announced; LinkError if it is one too many."""
+        limit = self.options.full_resyncs_per_hour
+        is_over = self._commits.wait_for_full_resync(limit, now) > 0
+        self._commits.announce(now)
+        if is_over:
+            self._is_over_limit = True
+            raise LinkError("the primary cannot continue, and began a full resync")
 
 
 def default_spool(folder: SourceFolder) -> Path:
@@ -349,16 +398,16 @@ def _source_folder(
 ) -> SourceFolder:
     sources = repository.sources()
     name, address = options.source, options.url.address
-    if name is None and len(sources) == 1:
-        name, source = next(iter(sources.items()))
-        if source.address != address:
+    if name is None:
+        only = next(iter(sources)) if len(sources) == 1 else None
+        name = only or re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
+        source = sources.get(name)
+        if source is not None and source.address != address:
             raise UsageError(
                 f"{repository.store.url} holds the source {name}, which was recorded "
                 f"from {source.address}: say --source {name} if {address} is the same "
                 "server's story, and another name if not"
             )
-    if name is None:
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
     return repository.add_source(Source(name, address, _now(), info.server))
 
 

@@ -31,15 +31,23 @@ class Commits:
         self.gaps: list[Gap] = []  # found by this process
         self._spool = spool
         self._known = set(known)
+        self._full_resyncs = spool.full_resyncs()
 
     def announce(self, now: int) -> None:
         """Count a full resync that the primary has begun."""
-        times = [time for time in self._spool.full_resyncs() if time > now - _HOUR_MS]
-        self._spool.note_full_resyncs([*times, now])
+        # In memory first: a full disk must not make them uncounted.
+        self._full_resyncs.append(now)
+        self._spool.note_full_resyncs(self._full_resyncs)
 
     def wait_for_full_resync(self, per_hour: int, now: int) -> int:
-        """Return how long (ms) to wait until the limit allows a full resync."""
-        times = sorted(t for t in self._spool.full_resyncs() if t > now - _HOUR_MS)
+        """Return how long (ms) to wait until the limit allows a full resync.
+
+        It writes to the spool, so that a disk that cannot take a snapshot raises
+        OSError before the primary has made one.
+        """
+        times = sorted(time for time in self._full_resyncs if time > now - _HOUR_MS)
+        self._full_resyncs = times
+        self._spool.note_full_resyncs(times)
         if len(times) < per_hour:
             return 0
         return times[-per_hour] + _HOUR_MS - now

@@ -76,6 +76,9 @@ class Session:
     queued: Signal
     ack: Ack
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
+    on_full_resync: Callable[[int], None] | None = (
+        None  # in a thread, before it is used
+    )
     progress: Progress = field(default_factory=Progress)
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
@@ -209,7 +212,8 @@ class Session:
         _log.info(
             "full resync: a snapshot at %d of %s", announced.offset, announced.replid
         )
-        await trio.to_thread.run_sync(self.commits.announce, now)
+        announce = self.on_full_resync or self.commits.announce
+        await trio.to_thread.run_sync(announce, now)
         if self.recorder.position is not None:
             await self.recorder.settle()
         self._snapshot = SnapshotReceiver(self.spool, announced, now)

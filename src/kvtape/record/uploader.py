@@ -11,12 +11,12 @@ import logging
 
 import trio
 
-from kvtape.errors import RepositoryError
+from kvtape.errors import IdentityError, RepositoryError
 from kvtape.record.backoff import Backoff
 from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
-from kvtape.tape.names import SegmentName, parse
+from kvtape.tape.names import GapName, HistoryName, SegmentName, parse
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +82,15 @@ class Uploader:
         file = self._spool.queued_file(path)
         # A store that does not answer must not keep the program from stopping. An
         # upload that is abandoned harms nobody: it is whole or not there.
-        await trio.to_thread.run_sync(
-            self._folder.put, path, file, abandon_on_cancel=True
-        )
+        try:
+            await trio.to_thread.run_sync(
+                self._folder.put, path, file, abandon_on_cancel=True
+            )
+        except IdentityError:
+            # Two agents write down the same fork, or the same gap, each with times of
+            # its own. What was written first stays.
+            if not isinstance(parse(path), HistoryName | GapName):
+                raise
         # Not before it is stored: a crash between the two uploads it again, and finds
         # the same content in its place.
         try:

@@ -190,7 +190,11 @@ def _must_have_room(folder: Path, length: int) -> None:
 
 
 def _configuration(target: Path, databases: int) -> str:
-    quoted = str(target).replace("\\", "\\\\").replace('"', '\\"')
+    # As config.c reads a quoted value: \xNN is any byte.
+    quoted = "".join(
+        chr(byte) if chr(byte).isalnum() or chr(byte) in "/._-" else f"\\x{byte:02x}"
+        for byte in os.fsencode(target)
+    )
     return f"""\
 # Written by kvtape restore. A server started without "appendonly yes" on this folder
 # would start empty. Add what else yours needs: bind, port, requirepass, …

@@ -7,12 +7,22 @@ from dataclasses import replace
 
 from kvtape.replication.tracker import NO_DB
 from kvtape.restore.job import Job
-from kvtape.restore.survey import estimate
+from kvtape.restore.survey import estimate, survey
 from kvtape.storage.reader import read_snapshot
 from kvtape.tape.documents import Manifest
 from kvtape.tape.field_ttl import FIRST_RDB_VERSION, NEED_TIMES, FieldTtls
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
-from kvtape.tape.translate import Destination, Translator
+from kvtape.tape.translate import Destination, Tally, Translator
+
+
+def prepare(job: Job, *, force: bool) -> tuple[Job, Tally]:
+    """Verify and translate all that a link will need; return what it comes to. Blocks.
+
+    It reads for as long as there is to read, and changes nothing: who calls it in a
+    thread may abandon it.
+    """
+    job = keep_fields(job, force=force)
+    return job, survey(job, "link")
 
 
 def keep_fields(job: Job, *, force: bool) -> Job:

@@ -147,7 +147,8 @@ def swallowed_errors(before: ServerInfo, after: ServerInfo) -> VerificationError
         return None
     return VerificationError(
         f"the target answered errors while it applied the stream ({', '.join(grown)}), "
-        "so it may not be what was recorded; its log may say more"
+        "so it may not be what was recorded; errors of other clients count, too: keep "
+        "them away, or look in its log"
     )
 
 

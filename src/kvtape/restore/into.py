@@ -15,7 +15,7 @@ from functools import partial
 import trio
 
 from kvtape.errors import ServerError, VerificationError
-from kvtape.restore.fields import keep_fields
+from kvtape.restore.fields import prepare
 from kvtape.restore.fit import (
     swallowed_errors,
     unfit,
@@ -24,7 +24,7 @@ from kvtape.restore.fit import (
 )
 from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
-from kvtape.restore.survey import estimate, survey
+from kvtape.restore.survey import estimate
 from kvtape.server.client import Client, open_client
 from kvtape.server.info import ServerInfo, ask, ask_info
 from kvtape.server.url import ServerUrl, format_address
@@ -75,10 +75,9 @@ async def restore_into(job: Job, options: IntoOptions) -> Result:
     """
     async with open_client(options.url) as client:
         info = await _must_be_fit(client, job, options)
-        job = await trio.to_thread.run_sync(
-            partial(keep_fields, job, force=options.force)
+        job, tally = await trio.to_thread.run_sync(
+            partial(prepare, job, force=options.force), abandon_on_cancel=True
         )
-        tally = await trio.to_thread.run_sync(survey, job, "link")
         await _must_take_stream(client, info, job, tally)
         before = await ask_info(client)
         server = Server(tape_of(job, tally), _vet)

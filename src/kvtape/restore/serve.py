@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 import trio
 
 from kvtape.errors import ServerError, VerificationError
-from kvtape.restore.fields import keep_fields
+from kvtape.restore.fields import prepare
 from kvtape.restore.fit import (
     swallowed_errors,
     unfit_for_stream,
@@ -27,7 +27,6 @@ from kvtape.restore.fit import (
 )
 from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
-from kvtape.restore.survey import survey
 from kvtape.server.client import Client, open_client
 from kvtape.server.info import ServerInfo, ask, ask_info
 from kvtape.server.url import ServerUrl
@@ -65,8 +64,9 @@ async def serve(
     verified and a server may come; complete with each target that has it all, and with
     what its answers to nobody meanwhile amount to, if it tells.
     """
-    job = await trio.to_thread.run_sync(partial(keep_fields, job, force=options.force))
-    tally = await trio.to_thread.run_sync(survey, job, "link")
+    job, tally = await trio.to_thread.run_sync(
+        partial(prepare, job, force=options.force), abandon_on_cancel=True
+    )
     vetting = _Vetting(job, tally, options)
     server = Server(tape_of(job, tally), vetting.vet)
     listeners = await listen(options.host or None, options.port)

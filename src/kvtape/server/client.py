@@ -109,6 +109,8 @@ async def connect(url: ServerUrl) -> trio.SocketStream:
         said = cause.strerror if isinstance(cause, OSError) else None
         reason = (said or str(error)).rpartition(": ")[2]
         raise ServerError(f"cannot connect to {url.address}: {reason}") from error
+    except UnicodeError as error:
+        raise ServerError(f"{url.host!r} is no host name: {error}") from None
     except trio.TooSlowError:
         raise ServerError(
             f"cannot connect to {url.address}: no answer for {CONNECT_TIMEOUT:.0f} s"

@@ -54,11 +54,13 @@ class ServerInfo:
             if name.startswith("db") and fields.startswith("keys=")
         )
 
-    def can_continue(self, replid: str, offset: int) -> bool:
+    def can_continue(self, replid: str, offset: int) -> bool | None:
         """Whether PSYNC from an offset would be answered with +CONTINUE.
 
-        As replication.c:masterTryPartialResynchronization decides. False if unknown.
+        As replication.c:masterTryPartialResynchronization decides. None if unknown.
         """
+        if "master_replid" not in self.fields:
+            return None
         knows = self.fields.get("master_replid") == replid
         second = self.number("second_repl_offset")
         if self.fields.get("master_replid2") == replid and second is not None:

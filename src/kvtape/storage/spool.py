@@ -332,13 +332,16 @@ def _decode(path: Path, kind: type[_Kind]) -> _Kind:
 
 
 def _upload_order(path: str) -> tuple[int, int, str]:
-    """Order the queue: what explains comes first, what commits comes last."""
+    """Order the queue: as it was recorded, a manifest behind its RDB file.
+
+    What a history is comes first, and the gaps that snapshots end come last.
+    """
     match parse(path):
         case HistoryName():
             return 0, 0, path
         case SegmentName() as segment:
             return 1, segment.first, path
         case SnapshotName() as snapshot:
-            return 2, snapshot.time, "" if path == snapshot.rdb else path
+            return 1, snapshot.time, "" if path == snapshot.rdb else path
         case _:
-            return 3, 0, path
+            return 2, 0, path

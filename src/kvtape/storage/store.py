@@ -76,7 +76,10 @@ def open_store(url: str) -> Store:
         raise UsageError("the repository's path or URL is empty")
     match = _SCHEME.match(url)
     if match is None:
-        return LocalStore(Path(url).expanduser())
+        try:
+            return LocalStore(Path(url).expanduser())
+        except RuntimeError as error:
+            raise UsageError(f"there is no folder {url}: {error}") from None
     if match[0] in ("file://", "local://"):
         return LocalStore(Path(url.removeprefix(match[0]) or "/"))
     return FsspecStore(url)
