@@ -444,12 +444,12 @@ MORTAL = textwrap.dedent(
 )
 
 SPOOL, FILES = "kvtape.storage.spool", "kvtape.record.snapshot"
-SESSIONS = "kvtape.record.session"
+SESSIONS, COMMITS = "kvtape.record.session", "kvtape.record.commits"
 
 # Where it dies, and how many full resyncs there are in the end.
 DEATHS = {
     "handshake": (SESSIONS, "Session", "_send", "", "after", 1),
-    "snapshot announced": (SPOOL, "Spool", "note_full_resyncs", "", "after", 2),
+    "snapshot announced": (COMMITS, "Commits", "announce", "", "after", 2),
     "snapshot coming": (FILES, "SnapshotFile", "write", "", "after", 2),
     "snapshot synced": (FILES, "SnapshotFile", "finish", "", "after", 2),
     "snapshot half queued": (SPOOL, "Spool", "_enqueue", "rdb.zst", "after", 2),

@@ -358,6 +358,8 @@ class Agent:
             wait = self._commits.wait_for_full_resync(limit, self._clock.now()) / 1000
             if wait <= 0:
                 self._is_over_limit = False
+                now = self._clock.now()
+                await trio.to_thread.run_sync(self._commits.expect, now)
                 return
             trouble = (
                 f"{limit} full resyncs were begun within the last hour "

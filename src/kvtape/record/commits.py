@@ -33,6 +33,16 @@ class Commits:
         self._known = set(known)
         self._full_resyncs = spool.full_resyncs()
 
+    def expect(self, now: int) -> None:
+        """Write to the spool, since a full resync may be next.
+
+        A disk that cannot take a snapshot raises OSError here, before the primary has
+        made one for nothing.
+        """
+        recent = [time for time in self._full_resyncs if time > now - _HOUR_MS]
+        self._full_resyncs = recent
+        self._spool.note_full_resyncs(recent)
+
     def announce(self, now: int) -> None:
         """Count a full resync that the primary has begun."""
         # In memory first: a full disk must not make them uncounted.
@@ -40,14 +50,8 @@ class Commits:
         self._spool.note_full_resyncs(self._full_resyncs)
 
     def wait_for_full_resync(self, per_hour: int, now: int) -> int:
-        """Return how long (ms) to wait until the limit allows a full resync.
-
-        It writes to the spool, so that a disk that cannot take a snapshot raises
-        OSError before the primary has made one.
-        """
+        """Return how long (ms) to wait until the limit allows a full resync."""
         times = sorted(time for time in self._full_resyncs if time > now - _HOUR_MS)
-        self._full_resyncs = times
-        self._spool.note_full_resyncs(times)
         if len(times) < per_hour:
             return 0
         return times[-per_hour] + _HOUR_MS - now
