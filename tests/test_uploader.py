@@ -193,10 +193,10 @@ async def test_an_upload_that_fails_is_tried_again_after_longer_and_longer(
 async def test_another_recordings_bytes_under_one_of_our_names_end_it(
     spool: Spool, store: TroubledStore
 ) -> None:
-    store.put(f"source/{HISTORY.path}", b"other")
+    store.put(f"source/{SNAPSHOT.rdb}", b"other")
     with pytest.raises(IdentityError, match="holds something else"):
         await new_uploader(spool, store).run()
-    assert HISTORY.path in spool.queued()
+    assert SNAPSHOT.rdb in spool.queued()
 
 
 class DiedError(BaseException):
