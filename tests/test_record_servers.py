@@ -515,7 +515,8 @@ def check_death(server: Server, folder: Path, death: str) -> None:
         assert done.returncode == -signal.SIGKILL, done.stderr
         durable = int((done.stdout.split() or ["0"])[-1])
         with recording(server, folder) as taping:
-            taping.catch_up()
+            begun = taping.agent.recorder.received
+            wait_until(lambda: taping.agent.recorder.durable > begun + 2000)
             replid = taping.replid
             received = taping.agent.recorder.received
         wait_until(lambda: capture.end_offset >= received)
@@ -707,11 +708,16 @@ def test_a_server_that_is_gone_is_nobody_there(
 
 MEASURED = textwrap.dedent(
     """
-    import resource, sys
+    import re, sys
     from pathlib import Path
     import trio
     from kvtape.record.agent import Agent, RecordOptions
     from kvtape.server.url import ServerUrl
+
+    def most_memory():
+        # In KiB. Not by getrusage(), which counts the process that started this one.
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 
     async def main():
         folder = Path(sys.argv[2])
@@ -719,14 +725,13 @@ MEASURED = textwrap.dedent(
             ServerUrl("127.0.0.1", int(sys.argv[1])), str(folder / "repo"), "source",
             folder / "spool",
         ))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = most_memory()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             while not (agent.session and agent.session.is_online):
                 await trio.sleep(0.01)
             agent.stop()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(after - before)
+        print(most_memory() - before)
 
     trio.run(main)
     """
@@ -753,4 +758,4 @@ def test_a_large_snapshot_takes_little_memory(
     )
     [manifest] = documents_of(sources(tmp_path), "snapshots/*/*/manifest.json")
     assert int(str(manifest["bytes"])) > 140_000_000
-    assert int(done.stdout) < 100 * 1024, "KiB"
+    assert 1024 < int(done.stdout) < 100 * 1024, "KiB"

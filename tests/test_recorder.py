@@ -827,7 +827,8 @@ async def test_on_a_full_disk_it_ends_and_goes_on_when_there_is_room(
     with small_disk(tmp_path / "small") as folder:
         (folder / "ballast").write_bytes(bytes(600_000))
         with closing(opened(folder / "spool")) as spool:
-            recorder = new_recorder(spool, Limits(segment_size=900_000))
+            limits = Limits(upload_interval=10**9, segment_size=10**9)
+            recorder = new_recorder(spool, limits)
             durable = [START]
             with pytest.RaisesGroup(OSError):
                 await record_to_the_end(recorder, stream, mock_clock, durable)

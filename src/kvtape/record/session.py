@@ -76,9 +76,8 @@ class Session:
     queued: Signal
     ack: Ack
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
-    on_full_resync: Callable[[int], None] | None = (
-        None  # in a thread, before it is used
-    )
+    # Called in a thread before a snapshot is taken, instead of counting it alone.
+    on_full_resync: Callable[[int], None] | None = None
     progress: Progress = field(default_factory=Progress)
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
