@@ -17,6 +17,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import string
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -189,10 +190,13 @@ def _must_have_room(folder: Path, length: int) -> None:
         )
 
 
+_PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
+
+
 def _configuration(target: Path, databases: int) -> str:
     # As config.c reads a quoted value: \xNN is any byte.
     quoted = "".join(
-        chr(byte) if chr(byte).isalnum() or chr(byte) in "/._-" else f"\\x{byte:02x}"
+        chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}"
         for byte in os.fsencode(target)
     )
     return f"""\
