@@ -20,6 +20,7 @@ import errno
 import io
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -40,12 +41,14 @@ class FaultyDisk:
     """What happens to the files below a folder, for as long as the monkeypatch lasts.
 
     operations are those done so far, as (name, path). fail() and kill() count from the
-    next operation on, beginning with 1; heal() ends either.
+    next operation on, beginning with 1; heal() ends either. Threads may share it.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.operations: list[tuple[str, str]] = []
+        # An operation and what is known of it change together.
+        self.lock = threading.RLock()
         self._countdown = 0
         self._error: int | None = None
         self._is_lasting = False
@@ -96,9 +99,10 @@ class FaultyDisk:
         number: int | None = self.number(self.folder)
         for name in path.relative_to(self.folder).parts:
             number = None if number is None else self._names[number].get(name)
-        target.mkdir()
-        if number is not None:
-            self._build(number, target)
+        with self.lock:
+            target.mkdir()
+            if number is not None:
+                self._build(number, target)
         return target
 
     def _build(self, folder: int, target: Path) -> None:
@@ -159,10 +163,11 @@ class FaultyDisk:
         def counted(path: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401
             if not self._counts(path):
                 return function(path, *args, **options)
-            self.step(name, path)
-            result = function(path, *args, **options)
-            if after is not None:
-                after(path)
+            with self.lock:
+                self.step(name, path)
+                result = function(path, *args, **options)
+                if after is not None:
+                    after(path)
             return result
 
         return counted
@@ -175,14 +180,15 @@ class FaultyDisk:
             if not self._counts(target):
                 function(source, target)
                 return
-            self.step("rename", target)
-            source, target = Path(source), Path(target)
-            moved = self.number(source)
-            function(source, target)
-            folders = self.number(source.parent), self.number(target.parent)
-            self._renames.append(
-                (folders[0], source.name, folders[1], target.name, moved)
-            )
+            with self.lock:
+                self.step("rename", target)
+                source, target = Path(source), Path(target)
+                moved = self.number(source)
+                function(source, target)
+                folders = self.number(source.parent), self.number(target.parent)
+                self._renames.append(
+                    (folders[0], source.name, folders[1], target.name, moved)
+                )
 
         return counted
 
@@ -193,16 +199,17 @@ class FaultyDisk:
             if not self._counts(path):
                 function(descriptor)
                 return
-            try:
-                self.step(name, path)
-            except OSError:
-                self._lose(path)
-                raise
-            function(descriptor)
-            if path.is_dir():
-                self._sync_folder(path)
-            else:
-                self._sync_file(path)
+            with self.lock:
+                try:
+                    self.step(name, path)
+                except OSError:
+                    self._lose(path)
+                    raise
+                function(descriptor)
+                if path.is_dir():
+                    self._sync_folder(path)
+                else:
+                    self._sync_file(path)
 
         return counted
 
@@ -246,10 +253,11 @@ class FaultyDisk:
     ) -> Any:  # noqa: ANN401
         if not self._counts(file) or not set(mode) & set("wax+"):
             return OPEN(file, mode, buffering, *args, **options)
-        self.step("open", file)
-        is_new = not Path(file).exists()
-        raw = _File(os.fspath(file), mode.replace("b", ""))
-        raw.belong_to(self, self.number(file, is_new=is_new))
+        with self.lock:
+            self.step("open", file)
+            is_new = not Path(file).exists()
+            raw = _File(os.fspath(file), mode.replace("b", ""))
+            raw.belong_to(self, self.number(file, is_new=is_new))
         if buffering == 0:
             return raw
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
@@ -267,12 +275,13 @@ class _File(io.FileIO):
             # Python writes what it has buffered when a file is closed; a process that
             # is dead does not.
             return len(data)
-        try:
-            self._disk.step("write", str(self.name))
-        except BaseException:
-            self._write(memoryview(data)[: len(data) // 2])
-            raise
-        return self._write(memoryview(data))
+        with self._disk.lock:
+            try:
+                self._disk.step("write", str(self.name))
+            except BaseException:
+                self._write(memoryview(data)[: len(data) // 2])
+                raise
+            return self._write(memoryview(data))
 
     def _write(self, data: memoryview) -> int:
         start = self.tell()

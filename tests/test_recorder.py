@@ -751,6 +751,8 @@ async def record_to_the_end(
 ) -> None:
     """Record a stream from where the recorder is, in pieces that cut its commands."""
     async with running(recorder):
+        # As long as it takes to link, at least.
+        await wait_all_tasks_blocked(0.001)
         while (done := recorder.received - START) < len(stream):
             recorder.receive(stream[done : done + 150], TIME + done)
             clock.jump(0.25)
