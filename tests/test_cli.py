@@ -601,7 +601,8 @@ def test_recording_ends_by_a_signal_with_everything_stored(
 ) -> None:
     server = start_server("redis-7.0")
     url = f"redis://127.0.0.1:{server.port}"
-    arguments = ("record", url, "--repo", "repo", "--spool", "spool")
+    where = ("--repo", "repo", "--spool", "spool")
+    arguments = ("record", url, *where, "--ack", "received")
     offset = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         with program(*arguments, "--upload-interval", "1h") as process:
@@ -609,6 +610,8 @@ def test_recording_ends_by_a_signal_with_everything_stored(
             with PlainClient(server.client()) as plain:
                 plain.exchange([("INCR", "counter")] * 1000)
                 offset = int(plain.info("replication")["master_repl_offset"])
+            # It promises what it has received by then, and no more.
+            wait_until(lambda: acknowledged(server) >= offset)  # noqa: B023
             process.send_signal(number)
             outcome = ended(process)
         assert (outcome.status, outcome.out) == (0, "")
@@ -626,6 +629,14 @@ def test_recording_ends_by_a_signal_with_everything_stored(
 def is_online(server: Server) -> bool:
     with PlainClient(server.client()) as plain:
         return "state=online" in plain.info("replication").get("slave0", "")
+
+
+def acknowledged(server: Server) -> int:
+    with PlainClient(server.client()) as plain:
+        replica = dict(
+            field.split("=") for field in plain.info("replication")["slave0"].split(",")
+        )
+        return int(replica["offset"])
 
 
 def test_recording_until_an_offset_ends_when_that_is_stored(
