@@ -19,7 +19,8 @@ from typing import Final, Self, TypeAlias
 import trio
 import zstandard
 
-from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.replication.tracker import NO_DB, Tracker
 from kvtape.restore.job import Job, open_job

@@ -25,7 +25,8 @@ from kvtape.errors import (
     UsageError,
 )
 from kvtape.record import backoff as backoff_module
-from kvtape.record.agent import Agent, RecordOptions, default_spool
+from kvtape.record.agent import Agent, default_spool
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.server.url import ServerUrl

@@ -22,7 +22,8 @@ import pytest
 
 from kvtape.errors import RepositoryError, ServerError, UsageError
 from kvtape.record import session as session_module
-from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.server import client as client_module
@@ -402,7 +403,8 @@ MORTAL = textwrap.dedent(
     import importlib, os, signal, sys
     from pathlib import Path
     import trio
-    from kvtape.record.agent import Agent, RecordOptions
+    from kvtape.record.agent import Agent
+    from kvtape.record.options import RecordOptions
     from kvtape.record.recorder import Limits
     from kvtape.server.url import ServerUrl
 
@@ -444,12 +446,19 @@ MORTAL = textwrap.dedent(
 )
 
 SPOOL, FILES = "kvtape.storage.spool", "kvtape.record.snapshot"
-SESSIONS, COMMITS = "kvtape.record.session", "kvtape.record.commits"
+SESSIONS, RESYNCS = "kvtape.record.session", "kvtape.record.resyncs"
 
 # Where it dies, and how many full resyncs there are in the end.
 DEATHS = {
     "handshake": (SESSIONS, "Session", "_send", "", "after", 1),
-    "snapshot announced": (COMMITS, "Commits", "announce", "", "after", 2),
+    "snapshot announced": (
+        "kvtape.record.resyncs",
+        "FullResyncs",
+        "announce",
+        "",
+        "after",
+        2,
+    ),
     "snapshot coming": (FILES, "SnapshotFile", "write", "", "after", 2),
     "snapshot synced": (FILES, "SnapshotFile", "finish", "", "after", 2),
     "snapshot half queued": (SPOOL, "Spool", "_enqueue", "rdb.zst", "after", 2),
@@ -711,7 +720,8 @@ MEASURED = textwrap.dedent(
     import re, sys
     from pathlib import Path
     import trio
-    from kvtape.record.agent import Agent, RecordOptions
+    from kvtape.record.agent import Agent
+    from kvtape.record.options import RecordOptions
     from kvtape.server.url import ServerUrl
 
     def most_memory():

@@ -21,11 +21,12 @@ from faulty_disk import FaultyDisk
 from kvtape.errors import ProtocolError, ServerError, cause_of
 from kvtape.record import recorder as recorder_module
 from kvtape.record import stretch as stretch_module
+from kvtape.record.acknowledge import Ack
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.position import Position, recover
 from kvtape.record.recorder import MOST_PENDING, Limits, Recorder
-from kvtape.record.session import Ack, Session
+from kvtape.record.session import Session
 from kvtape.replication.primary import Psync
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError, Replica

@@ -24,7 +24,8 @@ from kvtape.errors import (
     UsageError,
     VerificationError,
 )
-from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into

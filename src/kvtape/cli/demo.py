@@ -16,7 +16,8 @@ from rich.console import Console
 from kvtape.cli.info import server_name
 from kvtape.cli.runner import run
 from kvtape.errors import UsageError, VerificationError
-from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import Job, open_job

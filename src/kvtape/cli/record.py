@@ -14,7 +14,8 @@ from rich.text import Text
 from kvtape.cli import options, output
 from kvtape.cli.runner import run_until_signal
 from kvtape.errors import UsageError
-from kvtape.record.agent import Agent, RecordOptions
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.server.url import parse_url
 

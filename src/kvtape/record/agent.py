@@ -1,14 +1,8 @@
 """kvtape record: keep a link to the primary, and everything behind it, going.
 
 The agent owns the lifetimes. One task uploads, one writes what is received to the
-spool, and one keeps a link: it asks the server who it is, connects, and records until
-the link breaks, then again after a growing wait. What goes wrong with the disk ends the
-last two together; where to go on is then read back from the spool, as at the start.
-
-What does not get better by waiting (a wrong password, a server that does not know
-PSYNC, nobody at the address) ends the program if it happens before the first link
-stood. Later it is only said, loudly: an agent that has recorded for a month must not
-end because a password was changed.
+spool, and one keeps a link. What goes wrong with the disk ends the last two together;
+where to go on is then read back from the spool, as at the start.
 """
 
 from __future__ import annotations
@@ -18,25 +12,23 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import trio
 
-from kvtape.errors import RepositoryError, ServerError, UsageError, cause_of
+from kvtape.errors import RepositoryError, UsageError, cause_of
+from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.linker import Linker, ask_server
+from kvtape.record.options import RecordOptions
 from kvtape.record.position import recover, stored_catalogue, stored_position
-from kvtape.record.recorder import Limits, Recorder
-from kvtape.record.session import Ack, Session
+from kvtape.record.recorder import Recorder
+from kvtape.record.resyncs import FullResyncs
+from kvtape.record.session import Session
 from kvtape.record.uploader import Uploader
-from kvtape.replication.refusal import RefusedError
-from kvtape.replication.replica import LinkError, Replica
-from kvtape.server.client import connect, open_client
-from kvtape.server.info import ServerInfo, ask
-from kvtape.server.url import ServerUrl
+from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
@@ -45,51 +37,37 @@ from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
 
-# How often a server that could not continue is asked whether it can now, in seconds.
-_ASK_AGAIN = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class RecordOptions:
-    """What to record, and how. Times are in seconds.
-
-    source and spool may be left out: the source is then named after the address, and
-    the spool stands in the user's state folder.
-    """
-
-    url: ServerUrl
-    repository: str
-    source: str | None = None
-    spool: Path | None = None
-    ack: Literal["auto", "hidden", "received"] = "auto"
-    limits: Limits = field(default_factory=Limits)
-    full_resyncs_per_hour: int = 2
-    stop_timeout: float = 20.0
-    until_offset: int | None = None
-
 
 class Agent:
     """Records one source until stop(). What it is made of is there to be watched.
 
-    session is the link that stands, or stood last; trouble says why none stands now.
+    They are there when is_ready is set.
     """
 
     spool: Spool
     recorder: Recorder
     uploader: Uploader
+    linker: Linker
 
     def __init__(self, options: RecordOptions) -> None:
         self.options = options
-        self.session: Session | None = None
-        self.trouble: str | None = None
-        self.is_ready = False  # recorder and uploader are there
-        self._clock = ReceiptClock()
-        self._commits: Commits
+        self.is_ready = False
         self._folder: SourceFolder
         self._queued = Signal()
         self._stopping = trio.Event()
-        self._has_linked = False
-        self._is_over_limit = False  # a full resync was answered that is not allowed
+        self._disk_trouble: str | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The link that stands, or stood last."""
+        return self.linker.session if self.is_ready else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is recorded now; None if it is."""
+        if self._disk_trouble is not None:
+            return self._disk_trouble
+        return self.linker.trouble if self.is_ready else None
 
     def stop(self) -> None:
         """Have run() write and upload what there is, and return."""
@@ -105,7 +83,7 @@ class Agent:
         info = await self._ask_unless_stopped()
         if info is None:
             return
-        self._choose_ack(info)
+        choose_ack(self.options.ack, info, self.options.url.address)
         self._say_what_is_unknown(info)
         await trio.to_thread.run_sync(self._open, info)
         try:
@@ -123,7 +101,7 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
-                info = await self._ask()
+                info = await ask_server(self.options.url)
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise cause_of(group) from group
@@ -167,15 +145,24 @@ class Agent:
         position = recover(self.spool) or stored_position(
             stored, self._folder, self.spool
         )
-        self._clock = ReceiptClock(position.time if position else 0)
+        clock = ReceiptClock(position.time if position else 0)
         known = [HistoryName(replid).path for replid in stored.histories]
         known += [
             GapName(gap.replid, gap.start_offset, gap.end_offset).path
             for gap in stored.gaps
         ]
-        self._commits = Commits(self.spool, known)
-        self.recorder = Recorder(self.spool, self.options.limits, self._queued)
-        self.uploader = Uploader(self.spool, self._folder, self._queued)
+        options, spool, queued = self.options, self.spool, self._queued
+        self.recorder = Recorder(spool, options.limits, queued)
+        self.uploader = Uploader(spool, self._folder, queued)
+        self.linker = Linker(
+            options,
+            spool,
+            self.recorder,
+            clock,
+            Commits(spool, known),
+            FullResyncs(spool, options.full_resyncs_per_hour),
+            queued,
+        )
         if position is not None:
             self.recorder.follow(position)
         self.is_ready = True
@@ -217,7 +204,7 @@ class Agent:
         trouble = _disk_error(self.spool.folder, error)
         if self._stopping.is_set():
             raise trouble from error
-        self.trouble = str(trouble)
+        self._disk_trouble = str(trouble)
         _log.error("%s; trying again in %.1f s", trouble, wait)
         with trio.move_on_after(wait):
             await self._stopping.wait()
@@ -228,7 +215,7 @@ class Agent:
                 nursery.start_soon(self.recorder.run)
                 async with trio.open_nursery() as links:
                     links.start_soon(self._stop_in_time, links.cancel_scope)
-                    await self._keep_linked()
+                    await self.linker.run()
                 self.recorder.finish()
         except (OSError, ExceptionGroup) as error:
             cause = cause_of(error)
@@ -244,6 +231,7 @@ class Agent:
         except OSError as error:
             return error
         self.recorder.restart(position)
+        self._disk_trouble = None
         return None
 
     async def _stop_in_time(self, links: trio.CancelScope) -> None:
@@ -257,135 +245,6 @@ class Agent:
                     await self.recorder.written.wait()
         await self._stopping.wait()
         links.cancel()
-
-    # Linking.
-
-    async def _keep_linked(self) -> None:
-        """Record over one link after another, for ever."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._link()
-            except (ServerError, UsageError, ExceptionGroup) as group:
-                error = cause_of(group)
-                if not self._may_pass(error):
-                    raise
-                if self.session is not None and self.session.is_online:
-                    backoff.reset()
-                wait = backoff.next()
-                self.trouble = str(error)
-                _log.warning("%s; connecting again in %.1f s", error, wait)
-                await trio.sleep(wait)
-
-    def _may_pass(self, error: BaseException) -> bool:
-        """Whether to try again after an error."""
-        if isinstance(error, LinkError):
-            return True
-        if isinstance(error, RefusedError) and error.is_passing:
-            return True
-        # The server may have become unfit for the options; it may be changed back.
-        return self._has_linked and isinstance(error, ServerError | UsageError)
-
-    async def _link(self) -> None:
-        """Connect, and record until the link breaks."""
-        options, recorder = self.options, self.recorder
-        self.session = None
-        info = await self._ask()
-        ack = self._choose_ack(info)
-        await self._respect_limit(info)
-        self._commits.server = info.server
-        async with await connect(options.url) as stream:
-            replid, offset = recorder.position or (None, 0)
-            replica = Replica(
-                replid,
-                offset,
-                username=options.url.username,
-                password=options.url.password,
-            )
-            self.session = Session(
-                stream,
-                replica,
-                recorder,
-                self.spool,
-                self._clock,
-                self._commits,
-                self._queued,
-                ack,
-                on_link=self._linked,
-                on_full_resync=self._allow_full_resync,
-            )
-            await self.session.run()
-
-    def _linked(self) -> None:
-        self._has_linked = True
-        self.trouble = None
-
-    async def _ask(self) -> ServerInfo:
-        """Ask the server who it is, over a connection of its own.
-
-        On the link itself nothing may be asked that is not allowed: the refusal would
-        stand between the replies that the handshake waits for.
-        """
-        async with open_client(self.options.url) as client:
-            return await ask(client)
-
-    def _choose_ack(self, info: ServerInfo) -> Ack:
-        """Return what to acknowledge; docs/design.md has the reasons."""
-        if self.options.ack != "auto":
-            return self.options.ack
-        server = info.server
-        if server.role == "replica":
-            return "received"
-        if info.needs_replicas:
-            raise UsageError(
-                f"{self.options.url.address} has min-replicas-to-write set and would "
-                "count this recording as a replica: record from a replica, or accept "
-                "that by --ack hidden or --ack received"
-            )
-        # On a cluster-enabled Valkey, CLUSTER SETSLOT waits for every replica's ACK.
-        if server.family == "valkey" and info.is_clustered:
-            return "received"
-        return "hidden"
-
-    async def _respect_limit(self, info: ServerInfo) -> None:
-        """Wait until the limit allows the full resync that is needed, if one is.
-
-        Where the server does not tell, it is asked for the rest of the stream as long
-        as it never answered that with a full resync beyond the limit.
-        """
-        limit = self.options.full_resyncs_per_hour
-        while not self._can_continue(info):
-            wait = self._commits.wait_for_full_resync(limit, self._clock.now()) / 1000
-            if wait <= 0:
-                self._is_over_limit = False
-                now = self._clock.now()
-                await trio.to_thread.run_sync(self._commits.expect, now)
-                return
-            trouble = (
-                f"{limit} full resyncs were begun within the last hour "
-                "(--full-resyncs-per-hour)"
-            )
-            if self.trouble != trouble:
-                _log.warning("%s; waiting up to %.0f s for the next", trouble, wait)
-            self.trouble = trouble
-            await trio.sleep(min(wait, _ASK_AGAIN))
-            info = await self._ask()
-
-    def _can_continue(self, info: ServerInfo) -> bool:
-        position = self.recorder.position
-        if position is None:
-            return False
-        can = info.can_continue(*position)
-        return not self._is_over_limit if can is None else can
-
-    def _allow_full_resync(self, now: int) -> None:
-        """Count a full resync that was announced; LinkError if it is one too many."""
-        limit = self.options.full_resyncs_per_hour
-        is_over = self._commits.wait_for_full_resync(limit, now) > 0
-        self._commits.announce(now)
-        if is_over:
-            self._is_over_limit = True
-            raise LinkError("the primary cannot continue, and began a full resync")
 
 
 def default_spool(folder: SourceFolder) -> Path:

@@ -17,8 +17,6 @@ from kvtape.tape import documents
 from kvtape.tape.documents import Gap, History, Manifest, Server
 from kvtape.tape.names import GapName, HistoryName, SnapshotName
 
-_HOUR_MS = 3_600_000
-
 
 class Commits:
     """Queues the documents of one source. known are the paths of those it has.
@@ -31,30 +29,6 @@ class Commits:
         self.gaps: list[Gap] = []  # found by this process
         self._spool = spool
         self._known = set(known)
-        self._full_resyncs = spool.full_resyncs()
-
-    def expect(self, now: int) -> None:
-        """Write to the spool, since a full resync may be next.
-
-        A disk that cannot take a snapshot raises OSError here, before the primary has
-        made one for nothing.
-        """
-        recent = [time for time in self._full_resyncs if time > now - _HOUR_MS]
-        self._full_resyncs = recent
-        self._spool.note_full_resyncs(recent)
-
-    def announce(self, now: int) -> None:
-        """Count a full resync that the primary has begun."""
-        # In memory first: a full disk must not make them uncounted.
-        self._full_resyncs.append(now)
-        self._spool.note_full_resyncs(self._full_resyncs)
-
-    def wait_for_full_resync(self, per_hour: int, now: int) -> int:
-        """Return how long (ms) to wait until the limit allows a full resync."""
-        times = sorted(time for time in self._full_resyncs if time > now - _HOUR_MS)
-        if len(times) < per_hour:
-            return 0
-        return times[-per_hour] + _HOUR_MS - now
 
     def fork(self, parent: str | None, fork: Position) -> None:
         """Write down that the primary goes on under another replid from here."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 import trio
 
+from kvtape.record.acknowledge import Ack
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.position import Position
@@ -36,8 +37,6 @@ from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
 
 _log = logging.getLogger(__name__)
-
-Ack = Literal["hidden", "received"]
 
 HEARTBEAT = 1.0
 
@@ -76,8 +75,8 @@ class Session:
     queued: Signal
     ack: Ack
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
-    # Called in a thread before a snapshot is taken, instead of counting it alone.
-    on_full_resync: Callable[[int], None] | None = None
+    # Called in a thread before a snapshot is taken; LinkError refuses it.
+    on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
     progress: Progress = field(default_factory=Progress)
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
@@ -211,8 +210,7 @@ class Session:
         _log.info(
             "full resync: a snapshot at %d of %s", announced.offset, announced.replid
         )
-        announce = self.on_full_resync or self.commits.announce
-        await trio.to_thread.run_sync(announce, now)
+        await trio.to_thread.run_sync(self.on_full_resync, announced, now)
         if self.recorder.position is not None:
             await self.recorder.settle()
         self._snapshot = SnapshotReceiver(self.spool, announced, now)

@@ -1,0 +1,174 @@
+"""Keeping a link to the primary: one after another, for as long as it takes.
+
+Before each link the server is asked who it is, over a connection of its own; what
+follows from that is decided before PSYNC, since a server that cannot continue answers
+PSYNC with a full resync, and there is no way to ask for less.
+
+What does not get better by waiting (a wrong password, a server that does not know
+PSYNC, nobody at the address) is raised if it happens before the first link stood. Later
+it is only said, loudly: an agent that has recorded for a month must not end because a
+password was changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from kvtape.errors import ServerError, UsageError, cause_of
+from kvtape.record.acknowledge import choose_ack
+from kvtape.record.backoff import Backoff
+from kvtape.record.clock import ReceiptClock
+from kvtape.record.commits import Commits
+from kvtape.record.options import RecordOptions
+from kvtape.record.recorder import Recorder
+from kvtape.record.resyncs import FullResyncs
+from kvtape.record.session import Session
+from kvtape.replication.refusal import RefusedError
+from kvtape.replication.replica import FullResync, LinkError, Replica
+from kvtape.server.client import connect, open_client
+from kvtape.server.info import ServerInfo, ask
+from kvtape.server.url import ServerUrl
+from kvtape.signal import Signal
+from kvtape.storage.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+# How often a server that could not continue is asked whether it can now, in seconds.
+_ASK_AGAIN = 10.0
+
+
+@dataclass(slots=True)
+class Linker:
+    """Records over one link after another, until it is cancelled.
+
+    session is the link that stands, or stood last; trouble says why none stands now.
+    """
+
+    options: RecordOptions
+    spool: Spool
+    recorder: Recorder
+    clock: ReceiptClock
+    commits: Commits
+    resyncs: FullResyncs
+    queued: Signal
+    session: Session | None = None
+    trouble: str | None = None
+    _has_linked: bool = False
+    _is_over_limit: bool = False  # a full resync was answered that is not allowed
+
+    async def run(self) -> None:
+        """Record for ever. Raises OSError of the disk, or what waiting cannot mend."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._link()
+            except (ServerError, UsageError, ExceptionGroup) as group:
+                error = cause_of(group)
+                if not self._may_pass(error):
+                    raise
+                if self.session is not None and self.session.is_online:
+                    backoff.reset()
+                wait = backoff.next()
+                self.trouble = str(error)
+                _log.warning("%s; connecting again in %.1f s", error, wait)
+                await trio.sleep(wait)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        """Whether to try again after an error."""
+        if isinstance(error, LinkError):
+            return True
+        if isinstance(error, RefusedError) and error.is_passing:
+            return True
+        # The server may have become unfit for the options; it may be changed back.
+        return self._has_linked and isinstance(error, ServerError | UsageError)
+
+    async def _link(self) -> None:
+        """Connect, and record until the link breaks."""
+        options, recorder = self.options, self.recorder
+        url = options.url
+        self.session = None
+        info = await ask_server(url)
+        ack = choose_ack(options.ack, info, url.address)
+        await self._respect_limit(info)
+        self.commits.server = info.server
+        async with await connect(url) as stream:
+            replid, offset = recorder.position or (None, 0)
+            replica = Replica(
+                replid,
+                offset,
+                username=url.username,
+                password=url.password,
+            )
+            self.session = Session(
+                stream,
+                replica,
+                recorder,
+                self.spool,
+                self.clock,
+                self.commits,
+                self.queued,
+                ack,
+                on_link=self._linked,
+                on_full_resync=self._allow_full_resync,
+            )
+            await self.session.run()
+
+    def _linked(self) -> None:
+        self._has_linked = True
+        self.trouble = None
+
+    # Full resyncs.
+
+    async def _respect_limit(self, info: ServerInfo) -> None:
+        """Wait until the limit allows the full resync that is needed, if one is.
+
+        Where the server does not tell, it is asked for the rest of the stream as long
+        as it never answered that with a full resync beyond the limit.
+        """
+        while not self._can_continue(info):
+            wait = self.resyncs.wait(self.clock.now()) / 1000
+            if wait <= 0:
+                self._is_over_limit = False
+                now = self.clock.now()
+                await trio.to_thread.run_sync(self.resyncs.expect, now)
+                return
+            trouble = (
+                f"{self.resyncs.per_hour} full resyncs were begun within the last "
+                "hour (--full-resyncs-per-hour)"
+            )
+            if self.trouble != trouble:
+                _log.warning("%s; waiting up to %.0f s for the next", trouble, wait)
+            self.trouble = trouble
+            await trio.sleep(min(wait, _ASK_AGAIN))
+            info = await ask_server(self.options.url)
+
+    def _can_continue(self, info: ServerInfo) -> bool:
+        position = self.recorder.position
+        if position is None:
+            return False
+        can = info.can_continue(*position)
+        return not self._is_over_limit if can is None else can
+
+    def _allow_full_resync(self, announced: FullResync, now: int) -> None:
+        """Count a full resync that was announced; LinkError if it is one too many."""
+        is_over = self.resyncs.wait(now) > 0
+        self.resyncs.announce(now)
+        if is_over:
+            self._is_over_limit = True
+            raise LinkError(
+                "the primary cannot continue, and began a full resync at "
+                f"{announced.offset} of {announced.replid}"
+            )
+
+
+async def ask_server(url: ServerUrl) -> ServerInfo:
+    """Ask a server who it is, over a connection of its own.
+
+    On the link itself nothing may be asked that is not allowed: the refusal would stand
+    between the replies that the handshake waits for.
+    """
+    async with open_client(url) as client:
+        return await ask(client)

@@ -1,0 +1,29 @@
+"""What an operator chooses about a recording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvtape.record.acknowledge import AckOption
+from kvtape.record.recorder import Limits
+from kvtape.server.url import ServerUrl
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOptions:
+    """What to record, and how. Times are in seconds.
+
+    source and spool may be left out: the source is then named after the address, and
+    the spool stands in the user's state folder.
+    """
+
+    url: ServerUrl
+    repository: str
+    source: str | None = None
+    spool: Path | None = None
+    ack: AckOption = "auto"
+    limits: Limits = field(default_factory=Limits)
+    full_resyncs_per_hour: int = 2
+    stop_timeout: float = 20.0
+    until_offset: int | None = None
