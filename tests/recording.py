@@ -301,11 +301,15 @@ class Taping:
 
 @contextmanager
 def taping(
-    server: Server, repository: Path, *, password: str | None = None
+    server: Server,
+    repository: Path,
+    *,
+    password: str | None = None,
+    url: ServerUrl | None = None,
 ) -> Iterator[Taping]:
     """Record a server; it is online when this is entered, and stored when left."""
     options = RecordOptions(
-        ServerUrl("127.0.0.1", server.port, password=password),
+        url or ServerUrl("127.0.0.1", server.port, password=password),
         str(repository),
         SOURCE,
         repository.with_name(f"{repository.name}-spool"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtape.errors import UsageError
+from kvtape.server.tls import Tls
 from kvtape.server.url import ServerUrl, format_address, parse_address, parse_url
 
 SECRET = "hunter2"
@@ -26,6 +27,8 @@ SECRET = "hunter2"
         ("redis://:@db", ServerUrl("db", 6379)),
         ("redis://m%40e:s%2F%3A%40%25@db", ServerUrl("db", 6379, "m@e", "s/:@%")),
         ("redis://me:a:b@db:1", ServerUrl("db", 1, "me", "a:b")),
+        ("rediss://me@db", ServerUrl("db", 6379, "me", tls=Tls())),
+        ("valkeys://[::1]:1", ServerUrl("::1", 1, tls=Tls())),
     ],
 )
 def test_a_url_is_read(text: str, url: ServerUrl) -> None:
@@ -39,8 +42,6 @@ def test_a_url_is_read(text: str, url: ServerUrl) -> None:
         (f"127.0.0.1:6379:{SECRET}", "give the server as a URL such as redis://"),
         ("http://db", "begins with redis:// or valkey://"),
         (f"{SECRET}://db", "begins with redis:// or valkey://"),
-        ("rediss://db", "TLS is not supported yet"),
-        ("valkeys://db", "TLS is not supported yet"),
         ("redis+sentinel://a,b/NAME", "Sentinel is not supported yet"),
         ("redis://", "names no host"),
         (f"redis://:{SECRET}@", "names no host"),
@@ -88,6 +89,15 @@ def test_a_password_from_elsewhere_counts_only_if_the_url_has_none() -> None:
 def test_a_user_without_a_password_logs_in_all_the_same() -> None:
     # Or we would be the default user, which is another.
     assert parse_url("redis://me@db").with_password(None).password == ""
+
+
+def test_what_is_known_of_tls_is_not_for_a_url_without() -> None:
+    tls = Tls(server_name="db.example")
+    assert parse_url("rediss://db").with_tls(tls).tls == tls
+    assert parse_url("rediss://db").with_tls(None).tls == Tls()
+    assert parse_url("redis://db").with_tls(None).tls is None
+    with pytest.raises(UsageError, match="need a URL that begins with rediss://"):
+        parse_url("redis://db").with_tls(tls)
 
 
 @pytest.mark.parametrize(

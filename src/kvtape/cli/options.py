@@ -11,6 +11,7 @@ import typer
 
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
+from kvtape.server.tls import Tls
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -51,6 +52,23 @@ def read_password(file: Path | None) -> str | None:
     if not password:
         raise UsageError(f"the password file {file} is empty")
     return password
+
+
+def tls(
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    server_name: str | None,
+    *,
+    any_name: bool,
+) -> Tls | None:
+    """Return what the options say of TLS; None if they say nothing."""
+    if server_name is not None and any_name:
+        raise UsageError("give only one of --tls-server-name and --tls-any-name")
+    if cert is None and key is not None:
+        raise UsageError("--tls-key goes with --tls-cert")
+    chosen = Tls(ca, cert, key, not any_name, server_name)
+    return None if chosen == Tls() else chosen
 
 
 Repo = Annotated[
@@ -98,6 +116,60 @@ PasswordFile = Annotated[
         metavar="FILE",
         help="The server's password; KVTAPE_PASSWORD is the other safe way.",
         show_default=False,
+    ),
+]
+
+_TLS = "For rediss:// and valkeys://"
+
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_TLS,
+        help="The CA that the server's certificate must be signed by (PEM); by default "
+        "those that this machine trusts.",
+        show_default=False,
+    ),
+]
+
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_TLS,
+        help="The client certificate (PEM), if the server wants one.",
+        show_default=False,
+    ),
+]
+
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_TLS,
+        help="Its key (PEM, not encrypted), if it is not in the same file.",
+        show_default=False,
+    ),
+]
+
+TlsServerName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_TLS,
+        help="The name that the server's certificate must bear, if it is not the host "
+        "of the URL.",
+        show_default=False,
+    ),
+]
+
+TlsAnyName = Annotated[
+    bool,
+    typer.Option(
+        "--tls-any-name",
+        rich_help_panel=_TLS,
+        help="Take a certificate of any name that the CA has signed. Whoever holds one "
+        "can then pose as the server.",
     ),
 ]
 

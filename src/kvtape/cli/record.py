@@ -30,7 +30,8 @@ def record(
         str,
         typer.Argument(
             metavar="URL",
-            help="The server: redis://[user[:password]@]host[:port], or valkey://….",
+            help="The server: redis://[user[:password]@]host[:port], or valkey://…; "
+            "rediss:// and valkeys:// with TLS.",
             show_default=False,
         ),
     ],
@@ -95,6 +96,11 @@ def record(
         ),
     ] = None,
     password_file: options.PasswordFile = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    tls_server_name: options.TlsServerName = None,
+    tls_any_name: options.TlsAnyName = False,
     verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
@@ -112,9 +118,11 @@ def record(
     )
     if not limits.segment_size:
         raise UsageError("--segment-size must be more than nothing")
+    tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
+    server = parse_url(url).with_tls(tls)
     agent = Agent(
         RecordOptions(
-            parse_url(url).with_password(options.read_password(password_file)),
+            server.with_password(options.read_password(password_file)),
             repo,
             source,
             spool,

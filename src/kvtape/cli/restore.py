@@ -27,7 +27,7 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
-from kvtape.server.url import format_address, parse_address, parse_url
+from kvtape.server.url import ServerUrl, format_address, parse_address, parse_url
 from kvtape.tape.point import (
     Point,
     ToLatest,
@@ -131,6 +131,11 @@ def restore(
     ] = False,
     json: options.Json = False,
     password_file: options.PasswordFile = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    tls_server_name: options.TlsServerName = None,
+    tls_any_name: options.TlsAnyName = False,
     verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
@@ -139,9 +144,11 @@ def restore(
     The state is the recorded server's after the last command or transaction that ends
     at or before the point. Keys whose time has passed since then expire.
     """
+    tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
+    target = None if into is None else parse_url(into).with_tls(tls)
     request = _Request(
         point=_point(to_offset, to_time, latest=to_latest),
-        place=_place(data_dir, serve_at, into, announce, password_file, force=force),
+        place=_place(data_dir, serve_at, target, announce, password_file, force=force),
         layout=layout,
         force=force,
         dry_run=dry_run,
@@ -272,7 +279,7 @@ def _point(to_offset: str | None, to_time: str | None, *, latest: bool) -> Point
 def _place(
     data_dir: Path | None,
     serve_at: str | None,
-    into: str | None,
+    into: ServerUrl | None,
     announce: str | None,
     password_file: Path | None,
     *,
@@ -290,7 +297,7 @@ def _place(
         host, port = parse_address(serve_at)
         return ServeOptions(host, port, password, force)
     if into is not None:
-        url = parse_url(into).with_password(password)
+        url = into.with_password(password)
         address = None if announce is None else parse_address(announce)
         if address is not None and not all(address):
             raise UsageError("--announce needs both: HOST:PORT")

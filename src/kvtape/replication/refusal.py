@@ -115,13 +115,13 @@ def not_a_server(line: bytes) -> RefusedError | None:
         return RefusedError("the port speaks HTTP, not Redis: check host and port")
     # A TLS record of type alert (21) or handshake (22), version 3.x.
     if line[:2] in (b"\x15\x03", b"\x16\x03"):
-        return RefusedError("the port speaks TLS: use the server's plain port")
+        return RefusedError("the port speaks TLS: use a URL that begins with rediss://")
     return None
 
 
 def closed_without_a_word() -> RefusedError:
     """Return the error for a server that hangs up before it has said anything."""
     return RefusedError(
-        "the server closed the connection without a word: the port may speak TLS, or a "
-        "firewall or proxy may stand in between"
+        "the server closed the connection without a word: the port may speak TLS (the "
+        "URL then begins with rediss://), or a firewall or proxy may stand in between"
     )

@@ -26,7 +26,7 @@ from kvtape.restore.job import Job, Result
 from kvtape.restore.link import Server, Target, listen, tape_of
 from kvtape.restore.survey import estimate
 from kvtape.server.client import Client, open_client
-from kvtape.server.info import ServerInfo, ask, ask_info
+from kvtape.server.info import ServerInfo, ask, ask_info, ask_setting
 from kvtape.server.url import ServerUrl, format_address
 from kvtape.tape.translate import Tally
 
@@ -122,6 +122,13 @@ async def _vet(_target: Target) -> None:
 
 
 async def _must_be_fit(client: Client, job: Job, options: IntoOptions) -> ServerInfo:
+    if await ask_setting(client, "tls-replication") == "yes":
+        # It would speak TLS to us too, and we pose as a primary without.
+        raise ServerError(
+            "the target replicates over TLS only (tls-replication yes), which kvtape "
+            "does not speak as a primary: say CONFIG SET tls-replication no to it for "
+            "the time of the restore, or restore into a folder (--data-dir)"
+        )
     info = await ask(client)
     manifest = job.plan.snapshot.manifest
     if (error := unfit(info, manifest, force=options.force)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import hiredis
 import trio
@@ -20,6 +21,13 @@ from kvtape.replication.refusal import (
     refused,
 )
 from kvtape.replication.resp import pack
+from kvtape.server.tls import (
+    TlsStream,
+    WrongNameError,
+    build_context,
+    encrypt,
+    name_mismatch,
+)
 from kvtape.server.url import ServerUrl
 
 CONNECT_TIMEOUT = 10.0
@@ -33,6 +41,10 @@ _RECEIVE = 64 * 1024
 _NOT_LOGGED_IN = "NOAUTH"
 
 
+# What connect() returns; both have a socket.
+Stream = trio.SocketStream | TlsStream
+
+
 class ReplyError(ServerError):
     """The server answered with an error."""
 
@@ -40,7 +52,7 @@ class ReplyError(ServerError):
 class Client:
     """A connection to a server. Errors are ServerError, or ReplyError for its own."""
 
-    def __init__(self, stream: trio.SocketStream, url: ServerUrl) -> None:
+    def __init__(self, stream: Stream, url: ServerUrl) -> None:
         self.url = url
         self._stream = stream
         self._reader = hiredis.Reader()
@@ -59,6 +71,8 @@ class Client:
                 await self._stream.send_all(pack(*words))
                 reply = await self._receive()
         except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
+            if not self._has_heard and isinstance(error, trio.BrokenResourceError):
+                raise closed_without_a_word() from error
             raise ServerError(f"{self.url.address} went away: {error}") from error
         except trio.TooSlowError:
             raise ServerError(
@@ -97,8 +111,39 @@ class Client:
             raise refused(reply, "AUTH", self.url.password) from None
 
 
-async def connect(url: ServerUrl) -> trio.SocketStream:
-    """Open a connection to a server; ServerError if there is none."""
+async def connect(url: ServerUrl) -> Stream:
+    """Open a connection to a server, with TLS if its URL says so.
+
+    ServerError if there is none, UsageError if its certificates cannot be used.
+    """
+    try:
+        return await _connect(url)
+    except WrongNameError as error:
+        name = url.host if url.tls is None else url.tls.server_name or url.host
+        raise name_mismatch(url.address, name, await _names(url)) from error
+
+
+async def _connect(url: ServerUrl) -> Stream:
+    if url.tls is None:
+        return await _open(url)
+    # First, since it is what somebody who sets this up can mend at once.
+    context = await trio.to_thread.run_sync(build_context, url.tls)
+    stream = await _open(url)
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT):
+            return await encrypt(stream, context, url.tls, url.host, url.address)
+    except trio.TooSlowError:
+        await trio.aclose_forcefully(stream)
+        raise ServerError(
+            f"{url.address} did not answer the TLS handshake for "
+            f"{CONNECT_TIMEOUT:.0f} s: the port may speak no TLS"
+        ) from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _open(url: ServerUrl) -> trio.SocketStream:
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
             return await trio.open_tcp_stream(url.host, url.port)
@@ -115,6 +160,19 @@ async def connect(url: ServerUrl) -> trio.SocketStream:
         raise ServerError(
             f"cannot connect to {url.address}: no answer for {CONNECT_TIMEOUT:.0f} s"
         ) from None
+
+
+async def _names(url: ServerUrl) -> list[str]:
+    """Return the names of a certificate that is trusted, but of none that is ours."""
+    if url.tls is None:
+        return []
+    anyone = replace(url, tls=replace(url.tls, checks_name=False))
+    try:
+        stream = await _connect(anyone)
+    except ServerError:
+        return []
+    async with stream:
+        return stream.names if isinstance(stream, TlsStream) else []
 
 
 @asynccontextmanager

@@ -1,4 +1,7 @@
-"""Where a server is, and who we are there: redis://[user[:password]@]host[:port]."""
+"""Where a server is, and who we are there: redis://[user[:password]@]host[:port].
+
+rediss:// and valkeys:// are the same over TLS.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,24 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
 from kvtape.errors import UsageError
+from kvtape.server.tls import Tls
 
 _DEFAULT_PORT = 6379
 _HIGHEST_PORT = 65535
-_SCHEMES = ("redis", "valkey")
+
+# The schemes, and whether each means TLS.
+_SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 
 _FORM = (
     "it is redis://[user[:password]@]host[:port], where / ? # @ : % of a password are "
     "written as %2F %3F %23 %40 %3A %25"
 )
-_NO_SCHEME = "the server's URL begins with redis:// or valkey://"
-_NO_TLS = (
-    "TLS is not supported yet: use the server's plain port, or a TLS tunnel such as "
-    "stunnel"
+_NO_SCHEME = (
+    "the server's URL begins with redis:// or valkey://, or with rediss:// or "
+    "valkeys:// for TLS"
 )
 _NO_SENTINEL = "Sentinel is not supported yet: name the server itself"
 _OTHER_SCHEMES = {
-    "rediss": _NO_TLS,
-    "valkeys": _NO_TLS,
     "redis+sentinel": _NO_SENTINEL,
     "valkey+sentinel": _NO_SENTINEL,
 }
@@ -37,6 +40,7 @@ class ServerUrl:
     port: int
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
 
     @property
     def address(self) -> str:
@@ -54,6 +58,20 @@ class ServerUrl:
         if self.password is not None or password is None:
             return self
         return replace(self, password=password)
+
+    def with_tls(self, tls: Tls | None) -> ServerUrl:
+        """Return the URL with what is known of TLS, if anything is.
+
+        UsageError if the URL means no TLS: the password would be sent in the clear by
+        somebody who took care that it is not.
+        """
+        if tls is None:
+            return self
+        if self.tls is None:
+            raise UsageError(
+                "the --tls options need a URL that begins with rediss:// or valkeys://"
+            )
+        return replace(self, tls=tls)
 
 
 def parse_url(text: str) -> ServerUrl:
@@ -85,6 +103,7 @@ def parse_url(text: str) -> ServerUrl:
         port or _DEFAULT_PORT,
         unquote(parts.username) if parts.username else None,
         unquote(parts.password) if parts.password else None,
+        Tls() if _SCHEMES[scheme] else None,
     )
 
 
