@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
+from object_store import BadWay, Bucket, bad_way, new_bucket, s3_server, use
 from servers import SERVERS, STARTED, Server, StartServer, binary
 
 IN_CI = bool(os.environ.get("CI"))
@@ -63,6 +65,31 @@ def start_server() -> Iterator[StartServer]:
     yield start
     for server in reversed(started):
         server.close()
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """Return where an S3 is, as host:port."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """Return a new bucket; what uses S3 in this process uses the server it is on."""
+    with new_bucket(monkeypatch, s3_address) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def way(
+    bucket: Bucket, s3_address: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BadWay]:
+    """Return what stands between this process and the server of its bucket."""
+    with bad_way(s3_address) as way:
+        use(monkeypatch, way.front)
+        yield way
+    S3FileSystem.clear_instance_cache()
 
 
 # First, so that `-m server` sees the mark.

@@ -45,9 +45,16 @@ class IdentityError(Error):
 
 
 class RepositoryError(Error):
-    """The repository or the local disk in front of it cannot be read or written."""
+    """The repository or the local disk in front of it cannot be read or written.
+
+    is_passing says that it may well work later by itself, as after a time-out.
+    """
 
     exit_status = 7
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class ServerError(Error):

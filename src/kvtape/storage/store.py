@@ -1,51 +1,31 @@
-"""Where objects are kept: a folder, or anything that fsspec reaches.
+"""Where objects are kept: a folder of this machine, or anything that fsspec reaches.
 
-Objects are written once, whole or not at all, and never changed. Two writers are here
-and not one, because fsspec's own for the local disk never calls fsync: an object in a
-folder is written beside its place, synced, and linked to its name, which fails if the
-name is taken. On an object store, uploading is atomic by itself; on the others (SFTP,
-SMB, …) an object is uploaded beside its place and renamed. Beside its place it has a
-name that no other writer has: two agents may write the same object at once, and one
-must not finish what the other has just begun.
+Objects are written once, whole or not at all, and never changed. Folders are not left
+to fsspec, whose file system for the local disk never calls fsync: an object in a folder
+is written beside its place, synced, and linked to its name, which fails if the name is
+taken. Beside its place it has a name that no other writer has: two agents may write the
+same object at once, and one must not finish what the other has just begun.
 
-All calls block. Errors of every store become RepositoryError here, so that nothing of
-fsspec's many backends is seen elsewhere; only that there is no object to read stays a
-FileNotFoundError.
+All calls block. What goes wrong becomes a RepositoryError (kvtape.storage.trouble);
+only that there is no object to read stays a FileNotFoundError.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
-import uuid
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
-from urllib.parse import unquote
+from typing import BinaryIO, Protocol
 
-import fsspec
-
-from kvtape.errors import IdentityError, RepositoryError, UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-# Stores whose upload makes the whole object appear at once.
-_ATOMIC = frozenset(
-    {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"}
-)
-
-# Names that a listing leaves out: they are being written.
-_UNFINISHED = ".partial"
+from kvtape.errors import UsageError
+from kvtape.storage.content import UNFINISHED, must_be_same, opened, reader, unfinished
+from kvtape.storage.objects import FsspecStore
+from kvtape.storage.trouble import translated
 
 _PIECE = 1024 * 1024
 
 _SCHEME = re.compile(r"([A-Za-z0-9+.-]+)(?:::|://)")
-
-# user:password@ of a URL, also of one that stands behind another (simplecache::sftp://).
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)(?=@)")
 
 
 class Store(Protocol):
@@ -96,7 +76,7 @@ class LocalStore:
         """Return the path and length of every object under a folder."""
         found = {}
         top = self.folder / prefix
-        with _translated(self.url, "list"):
+        with translated(self.url, "list"):
             for folder, folders, files in os.walk(top, onerror=_raise):
                 if depth is not None:
                     deeper = depth - 1 - len(Path(folder).relative_to(top).parts)
@@ -105,21 +85,21 @@ class LocalStore:
                     file = Path(folder, name)
                     # What is deleted meanwhile is not there.
                     with contextlib.suppress(FileNotFoundError):
-                        if not name.endswith(_UNFINISHED):
+                        if not name.endswith(UNFINISHED):
                             path = file.relative_to(self.folder).as_posix()
                             found[path] = file.stat().st_size
         return found
 
     def read(self, path: str) -> bytes:
         """Return a whole object."""
-        with _translated(f"{self.url}/{path}", "read"):
+        with translated(f"{self.url}/{path}", "read"):
             return (self.folder / path).read_bytes()
 
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
         what = f"{self.url}/{path}"
-        with _translated(what, "read"):
-            return _reader((self.folder / path).open("rb", buffering=0), what)
+        with translated(what, "read"):
+            return reader((self.folder / path).open("rb", buffering=0), what)
 
     def put(self, path: str, source: Path | bytes) -> None:
         """Write an object, durably: when this returns, a power cut does not undo it.
@@ -128,98 +108,22 @@ class LocalStore:
         be synced, and not change any more.
         """
         target = self.folder / path
-        partial = target.with_name(_unfinished(f".{target.name}"))
-        with _translated(f"{self.url}/{path}", "write"):
+        partial = target.with_name(unfinished(f".{target.name}"))
+        with translated(f"{self.url}/{path}", "write"):
             make_folder(target.parent)
             try:
                 if not (isinstance(source, Path) and _link(source, target)):
-                    with _reading(source) as content, partial.open("xb") as file:
+                    with opened(source) as content, partial.open("xb") as file:
                         while piece := content.read(_PIECE):
                             file.write(piece)
                         file.flush()
                         os.fsync(file.fileno())
                     _name_once(partial, target)
             except FileExistsError:
-                _must_be_same(self, path, source)
+                must_be_same(self.open(path), source, f"{self.url}/{path}")
             finally:
                 partial.unlink(missing_ok=True)
             sync_folder(target.parent)
-
-
-class FsspecStore:
-    """Anything that fsspec reaches."""
-
-    def __init__(self, url: str) -> None:
-        self.url = _PASSWORD.sub(r"\1", url)
-        self._passwords = [match[2] for match in _PASSWORD.finditer(url)]
-        protocol = url.split("://", 1)[0].split("::", 1)[0]
-        self._is_atomic = protocol in _ATOMIC
-        try:
-            # Cached listings would hide what another process has just written.
-            filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False)
-        except ImportError as error:
-            raise RepositoryError(
-                f"{self.url} needs a package that is not installed: "
-                f"{_reason(error, self._passwords)}"
-            ) from None
-        except Exception as error:  # some connect here, with exceptions of their own
-            raise RepositoryError(
-                f"{self.url} is no place to store: {_reason(error, self._passwords)}"
-            ) from error
-        self._filesystem: Any = filesystem
-        self._root = root.rstrip("/")
-
-    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
-        """Return the path and length of every object under a folder."""
-        folder = f"{self._root}/{prefix}".rstrip("/")
-        found: dict[str, int] = {}
-        with _translated(self.url, "list", self._passwords):
-            self._filesystem.invalidate_cache()
-            # find() of a folder that is not there is empty on some stores only.
-            if not self._filesystem.exists(folder):
-                return found
-            objects = self._filesystem.find(folder, maxdepth=depth, detail=True)
-            for name, info in objects.items():
-                if info["type"] == "file" and not name.endswith(_UNFINISHED):
-                    # What find() returns begins with a / on some stores only.
-                    path = name.lstrip("/").removeprefix(self._root.lstrip("/"))
-                    found[path.lstrip("/")] = int(info["size"])
-        return found
-
-    def read(self, path: str) -> bytes:
-        """Return a whole object."""
-        with _translated(f"{self.url}/{path}", "read", self._passwords):
-            content: bytes = self._filesystem.cat_file(f"{self._root}/{path}")
-        return content
-
-    def open(self, path: str) -> BinaryIO:
-        """Open an object for reading."""
-        what = f"{self.url}/{path}"
-        with _translated(what, "read", self._passwords):
-            file: BinaryIO = self._filesystem.open(f"{self._root}/{path}", "rb")
-        return _reader(file, what, self._passwords)
-
-    def put(self, path: str, source: Path | bytes) -> None:
-        """Write an object; that it is durable then is the store's promise."""
-        target = f"{self._root}/{path}"
-        with _translated(f"{self.url}/{path}", "write", self._passwords):
-            if self._filesystem.exists(target):
-                _must_be_same(self, path, source)
-                return
-            if self._is_atomic:
-                self._upload(source, target)
-            else:
-                folder = target.rpartition("/")[0]
-                self._filesystem.makedirs(folder, exist_ok=True)
-                partial = _unfinished(target)
-                self._upload(source, partial)
-                self._filesystem.mv(partial, target)
-
-    def _upload(self, source: Path | bytes, target: str) -> None:
-        if isinstance(source, bytes):
-            self._filesystem.pipe_file(target, source)
-        else:
-            self._filesystem.put_file(str(source), target)
 
 
 def make_folder(folder: Path) -> None:
@@ -277,88 +181,6 @@ def _name_once(partial: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(target) from None
         partial.rename(target)
-
-
-def _must_be_same(store: Store, path: str, source: Path | bytes) -> None:
-    """Compare what is to be written with what is there already."""
-    with store.open(path) as stored, _reading(source) as content:
-        while True:
-            there, here = stored.read(_PIECE), content.read(_PIECE)
-            if there != here:
-                raise IdentityError(
-                    f"{store.url}/{path} is there already and holds something else: "
-                    "another recording writes to this source; nothing was overwritten"
-                )
-            if not here:
-                return
-
-
-def _unfinished(name: str) -> str:
-    """Return the name of an object that is being written, which no other writer has."""
-    return f"{name}.{uuid.uuid4().hex}{_UNFINISHED}"
-
-
-@contextlib.contextmanager
-def _reading(source: Path | bytes) -> Iterator[BinaryIO]:
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        yield file
-
-
-class _Reader(io.RawIOBase):
-    """An open object, of which reading may fail long after it was opened."""
-
-    def __init__(self, file: Any, what: str, passwords: Sequence[str]) -> None:  # noqa: ANN401
-        self._file = file
-        self._what = what
-        self._passwords = passwords
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        with _translated(self._what, "read", self._passwords):
-            count: int = self._file.readinto(buffer)
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with _translated(self._what, "read", self._passwords):
-            position: int = self._file.seek(offset, whence)
-        return position
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
-
-
-def _reader(file: Any, what: str, passwords: Sequence[str] = ()) -> BinaryIO:  # noqa: ANN401
-    return io.BufferedReader(_Reader(file, what, passwords))
-
-
-@contextlib.contextmanager
-def _translated(what: str, verb: str, passwords: Sequence[str] = ()) -> Iterator[None]:
-    try:
-        yield
-    except (IdentityError, RepositoryError):
-        raise
-    except Exception as error:  # each backend of fsspec has exceptions of its own
-        # A store whose folder or bucket is gone says the same, and that is an error.
-        if isinstance(error, FileNotFoundError) and verb == "read":
-            raise
-        reason = _reason(error, passwords)
-        raise RepositoryError(f"cannot {verb} {what}: {reason}") from error
-
-
-def _reason(error: Exception, passwords: Sequence[str]) -> str:
-    """Return what an error says, in one line and without the secrets of a URL."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    line = " ".join(said.split()) or type(error).__name__
-    for password in passwords:
-        for secret in {password, unquote(password)} - {""}:
-            line = line.replace(secret, "***")
-    return line
 
 
 def _raise(error: OSError) -> None:
