@@ -22,8 +22,8 @@ from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
-from kvtape.tape.names import HistoryName, SegmentName, SnapshotName
-from kvtape.tape.segment import Header, Mark
+from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
+from kvtape.tape.segment import Header, Mark, Writer
 from tapes import command
 
 REPLID = "a" * 40
@@ -33,6 +33,9 @@ HISTORY = HistoryName(REPLID)
 SNAPSHOT = SnapshotName(REPLID, 1000, TIME)
 
 
+Names = list[str]
+
+
 class TroubledStore:
     """A folder whose put() does first what trouble does, and lasts if it does."""
 
@@ -40,10 +43,14 @@ class TroubledStore:
         self.store = LocalStore(folder)
         self.url = self.store.url
         self.trouble: Callable[[str], None] = lambda _: None
-        self.puts: list[str] = []
+        self.puts: Names = []
+        self.listed: Names = []
+        self.opened: Names = []
+        self.reading: Exception | None = None
 
     def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
         """List the folder."""
+        self.listed.append(prefix)
         return self.store.list(prefix, depth)
 
     def read(self, path: str) -> bytes:
@@ -51,7 +58,10 @@ class TroubledStore:
         return self.store.read(path)
 
     def open(self, path: str) -> BinaryIO:
-        """Open in the folder."""
+        """Open in the folder, if nothing is in the way."""
+        self.opened.append(path)
+        if self.reading is not None:
+            raise self.reading
         return self.store.open(path)
 
     def put(self, path: str, source: Path | bytes) -> None:
@@ -162,7 +172,7 @@ async def test_an_upload_that_fails_is_tried_again_after_longer_and_longer(
     spool: Spool, store: TroubledStore, mock_clock: MockClock
 ) -> None:
     def fail(path: str) -> None:
-        raise RepositoryError(f"cannot write {path}: it is gone")
+        raise RepositoryError(f"cannot write {path}: it is gone", is_passing=True)
 
     store.trouble = fail
     uploader = new_uploader(spool, store)
@@ -197,6 +207,162 @@ async def test_another_recordings_bytes_under_one_of_our_names_end_it(
     with pytest.raises(IdentityError, match="holds something else"):
         await new_uploader(spool, store).run()
     assert SNAPSHOT.rdb in spool.queued()
+
+
+async def test_what_needs_a_hand_is_said_once_and_asked_about_rarely(
+    spool: Spool,
+    store: TroubledStore,
+    mock_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(path: str) -> None:
+        raise RepositoryError("the bucket does not exist: create it")
+
+    store.trouble = fail
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        for number in range(4):
+            while len(store.puts) <= number:
+                await wait_all_tasks_blocked(0.001)
+            await wait_all_tasks_blocked(0.001)
+            mock_clock.jump(59.9)
+            await wait_all_tasks_blocked(0.005)
+            assert len(store.puts) == number + 1
+            mock_clock.jump(0.2)
+        assert caplog.text.count("create it; recording goes on into the spool") == 1
+        store.trouble = lambda _: None
+        while spool.queued():
+            mock_clock.jump(60)
+            await wait_all_tasks_blocked(0.005)
+        uploader.finish()
+    assert uploader.failures >= 4
+    assert uploader.uploads == 4
+
+
+# Two agents.
+
+
+def segment_of(
+    replid: str, start: int, *frames: bytes, first: int = TIME
+) -> tuple[SegmentName, bytes]:
+    """Return a segment of these frames, received at once."""
+    writer = Writer(Header(replid, start, 0, first))
+    content, end = writer.header_bytes(), start
+    for frame in frames:
+        end += len(frame)
+        content += writer.frame(frame, [Mark(end, first)], end, 0, Summary())
+    content += writer.ending()
+    return SegmentName(replid, start, end, first, first), content
+
+
+OTHER = command("SET", "key", "other")
+GET = command("SET", "k", "v" * 100)
+
+
+async def test_segments_that_overlap_and_hold_the_same_are_fine_however_cut(
+    spool: Spool, store: TroubledStore
+) -> None:
+    folder = SourceFolder(store, "source")
+    for start, frames in {
+        1000 - len(GET): (GET, SET),
+        1000 - 2 * len(GET): (GET, GET, SET + GET),
+        1000 + len(SET): (OTHER,),
+    }.items():
+        name, content = segment_of(REPLID, start, *frames, first=TIME + 5000)
+        folder.put(name.path, content)
+    uploader = new_uploader(spool, store)
+    uploader.finish()
+    await uploader.run()
+    assert spool.queued() == {}
+    assert store.opened
+
+
+async def test_other_bytes_in_the_same_place_end_it_and_both_are_kept(
+    spool: Spool, store: TroubledStore
+) -> None:
+    folder = SourceFolder(store, "source")
+    name, content = segment_of(REPLID, 1000 - len(GET), GET, OTHER)
+    folder.put(name.path, content)
+    queued = set(spool.queued())
+    with pytest.raises(IdentityError) as caught:
+        await new_uploader(spool, store).run()
+    at = 1000 + next(
+        n for n, (a, b) in enumerate(zip(SET, OTHER, strict=False)) if a != b
+    )
+    assert f"hold different bytes at offset {at} of {REPLID}: two servers" in str(
+        caught.value
+    )
+    assert name.path in str(caught.value)
+    assert stored(store) == queued | {name.path}
+
+
+async def test_what_is_stored_alone_is_never_read_back(
+    spool: Spool, store: TroubledStore
+) -> None:
+    for start in range(2000, 5000, 500):
+        queue_segment(spool, start)
+    uploader = new_uploader(spool, store)
+    uploader.finish()
+    await uploader.run()
+    assert store.opened == []
+    assert len(store.listed) == 1
+
+
+async def test_one_name_may_hold_other_frames_of_the_same_stream(
+    spool: Spool, store: TroubledStore
+) -> None:
+    name = next(n for n in map(parse, spool.queued()) if isinstance(n, SegmentName))
+    _, content = segment_of(REPLID, name.start, SET[:10], SET[10:], first=name.first)
+    SourceFolder(store, "source").put(name.path, content)
+    uploader = new_uploader(spool, store)
+    uploader.finish()
+    await uploader.run()
+    assert spool.queued() == {}
+    assert SourceFolder(store, "source").read(name.path) == content
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["other bytes", "damaged"])
+async def test_one_name_with_something_else_in_it_ends_it_and_ours_stays(
+    spool: Spool, store: TroubledStore, *, whole: bool
+) -> None:
+    name = next(n for n in map(parse, spool.queued()) if isinstance(n, SegmentName))
+    _, content = segment_of(REPLID, name.start, OTHER, first=name.first)
+    content = content if whole else content[:-40]
+    SourceFolder(store, "source").put(name.path, content)
+    with pytest.raises(IdentityError, match="ours is kept in") as caught:
+        await new_uploader(spool, store).run()
+    assert str(spool.queued_file(name.path)) in str(caught.value)
+    assert name.path in spool.queued()
+    assert SourceFolder(store, "source").read(name.path) == content
+
+
+async def test_a_damaged_segment_of_another_is_said_and_is_no_other_story(
+    spool: Spool, store: TroubledStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, content = segment_of(REPLID, 1000 - len(GET), GET, SET)
+    SourceFolder(store, "source").put(name.path, content[:90])
+    uploader = new_uploader(spool, store)
+    uploader.finish()
+    await uploader.run()
+    assert f"{name.path} is damaged" in caplog.text
+
+
+async def test_a_comparison_that_fails_is_made_later(
+    spool: Spool, store: TroubledStore, mock_clock: MockClock
+) -> None:
+    name, content = segment_of(REPLID, 1000, OTHER, first=TIME + 60_000)
+    SourceFolder(store, "source").put(name.path, content)
+    store.reading = RepositoryError("it is gone", is_passing=True)
+    uploader = new_uploader(spool, store)
+    with pytest.RaisesGroup(IdentityError):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(uploader.run)
+            while uploader.error is None:
+                await wait_all_tasks_blocked(0.001)
+            assert spool.queued() == {}
+            store.reading = None
+            mock_clock.jump(30)
 
 
 class DiedError(BaseException):
@@ -257,7 +423,7 @@ async def test_finishing_tries_again_at_once_and_then_waits_again(
     spool: Spool, store: TroubledStore, mock_clock: MockClock
 ) -> None:
     def fail(path: str) -> None:
-        raise RepositoryError(f"cannot write {path}")
+        raise RepositoryError(f"cannot write {path}", is_passing=True)
 
     store.trouble = fail
     uploader = new_uploader(spool, store)

@@ -1,8 +1,13 @@
 """From the spool's queue to the repository, in order, for as long as it takes.
 
 The repository may be slow or gone for hours: nothing here is waited for by the
-recording. What fails is tried again, after longer and longer waits; only another
-recording's bytes under one of our names end it, since waiting does not help there.
+recording. What may pass is tried again after longer and longer waits. What needs a hand
+(a bucket to create, a permission to grant) is said once, and asked about rarely. Only
+another recording's bytes in the place of ours end it, since neither helps there.
+
+**There is one lane.** A snapshot of hours holds up the segments behind it, on purpose:
+before it is stored nobody can restore to them, and what is stored is always something
+that can be restored, up to its end.
 """
 
 from __future__ import annotations
@@ -10,31 +15,68 @@ from __future__ import annotations
 import logging
 
 import trio
+from msgspec import structs
 
-from kvtape.errors import IdentityError, RepositoryError
+from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
+from kvtape.record.witness import Witness, first_difference
 from kvtape.signal import Signal
-from kvtape.storage.repository import SourceFolder
+from kvtape.storage.repository import Repository, SourceFolder
 from kvtape.storage.spool import Spool
-from kvtape.tape.names import GapName, HistoryName, SegmentName, parse
+from kvtape.storage.store import LocalStore
+from kvtape.tape import documents
+from kvtape.tape.names import (
+    GapName,
+    HistoryName,
+    SegmentName,
+    SnapshotName,
+    parse,
+)
 
 _log = logging.getLogger(__name__)
+
+# How long to wait where waiting alone does not help: the bucket may be created, the
+# permission granted.
+_BY_HAND = 60.0
+
+# How often what was stored is compared with what another agent stored. Each time costs
+# one listing of a day, which late in it is up to 18 requests to S3 for two agents.
+_COMPARE = 60.0
+
+
+_FAR = float("inf")
 
 
 class Uploader:
     """Uploads what is queued; queued fires when there is more.
 
     stored is the end of the last segment it stored; error is why the last upload
-    failed, until one succeeds; queued_bytes is what waits.
+    failed, until one succeeds; queued_bytes is what waits. uploads and failures count
+    objects and tries, and upload_seconds is how long the last upload took.
+
+    unconfirmed is the repository that the spool was begun for, if nobody has asked yet
+    whether it is what stands there: then that is done before anything is uploaded.
     """
 
-    def __init__(self, spool: Spool, folder: SourceFolder, queued: Signal) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        folder: SourceFolder,
+        queued: Signal,
+        unconfirmed: Repository | None = None,
+    ) -> None:
         self.stored = 0
         self.error: RepositoryError | None = None
         self.queued_bytes = 0
+        self.uploads = 0
+        self.failures = 0
+        self.upload_seconds: float | None = None
         self._spool = spool
         self._folder = folder
         self._queued = queued
+        self._unconfirmed = unconfirmed
+        self._witness = Witness(folder)
+        self._compare_at = 0.0
         self._finishing = trio.Event()
 
     def finish(self) -> None:
@@ -49,22 +91,37 @@ class Uploader:
             is_finishing, next_queued = self._finishing.is_set(), self._queued.next()
             try:
                 await self.upload_all()
+                await self._compare(is_finishing=is_finishing)
             except RepositoryError as error:
-                self.error = error
-                await self._pause(backoff)
+                self.failures += 1
+                await self._pause(error, backoff)
                 continue
             if is_finishing:
                 return
             backoff.reset()
-            await next_queued.wait()
+            with trio.move_on_at(self._compare_at if self._witness.unchecked else _FAR):
+                await next_queued.wait()
 
-    async def _pause(self, backoff: Backoff) -> None:
+    async def _pause(self, error: RepositoryError, backoff: Backoff) -> None:
         """Wait before trying again; finish() cuts it short, once."""
+        is_said = str(error) == str(self.error)
+        self.error = error
         wait = backoff.next()
-        _log.warning("%s; trying again in %.1f s", self.error, wait)
         if self._finishing.is_set():
+            _log.warning("%s; trying again in %.1f s", error, wait)
             await trio.sleep(wait)
             return
+        if error.is_passing:
+            _log.warning("%s; trying again in %.1f s", error, wait)
+        else:
+            wait = _BY_HAND
+            if not is_said:
+                _log.error(
+                    "%s; recording goes on into the spool, and this is tried again "
+                    "every %.0f s",
+                    error,
+                    wait,
+                )
         with trio.move_on_after(wait):
             await self._finishing.wait()
             backoff.reset()
@@ -73,33 +130,91 @@ class Uploader:
         """Upload everything that is queued now."""
         while queue := await trio.to_thread.run_sync(self._spool.queued):
             self.queued_bytes = sum(queue.values())
+            await self._confirm()
             for path, size in queue.items():
                 await self._upload(path)
                 self.queued_bytes -= size
         self.queued_bytes = 0
 
+    async def _confirm(self) -> None:
+        if self._unconfirmed is not None:
+            confirm = self._unconfirmed.confirm
+            await trio.to_thread.run_sync(confirm, abandon_on_cancel=True)
+            self._unconfirmed = None
+
     async def _upload(self, path: str) -> None:
-        file = self._spool.queued_file(path)
+        began = trio.current_time()
         # A store that does not answer must not keep the program from stopping. An
         # upload that is abandoned harms nobody: it is whole or not there.
-        try:
-            await trio.to_thread.run_sync(
-                self._folder.put, path, file, abandon_on_cancel=True
-            )
-        except IdentityError:
-            # Two agents write down the same fork, or the same gap, each with times of
-            # its own. What was written first stays.
-            if not isinstance(parse(path), HistoryName | GapName):
-                raise
+        await trio.to_thread.run_sync(self._put, path, abandon_on_cancel=True)
+        self.upload_seconds = trio.current_time() - began
+        self.uploads += 1
+        name = parse(path)
+        if isinstance(name, SegmentName):
+            self._witness.unchecked.append(name)
         # Not before it is stored: a crash between the two uploads it again, and finds
         # the same content in its place.
         try:
             await trio.to_thread.run_sync(self._spool.dequeue, path)
         except OSError as error:
             raise RepositoryError(
-                f"cannot delete {file}, which is stored: {error.strerror}"
+                f"cannot delete {self._spool.queued_file(path)}, which is stored: "
+                f"{error.strerror}",
+                is_passing=True,
             ) from error
-        self.error = None
-        if isinstance(name := parse(path), SegmentName):
+        if self.error is not None:
+            _log.info("what is recorded is being stored again")
+            self.error = None
+        if isinstance(name, SegmentName):
             self.stored = name.end
         _log.debug("stored %s", path)
+
+    def _put(self, path: str) -> None:
+        """Store what is queued under a name. Blocks."""
+        file = self._spool.queued_file(path)
+        try:
+            self._folder.put(path, file)
+        except IdentityError as error:
+            if not self._is_as_good(path):
+                raise IdentityError(f"{error}; ours is kept in {file}") from None
+
+    def _is_as_good(self, path: str) -> bool:
+        """Whether what another agent stored under one of our names does as well."""
+        match parse(path):
+            case HistoryName() | GapName():
+                # Two agents write down the same fork, or the same gap, each with times
+                # of its own. What was written first stays.
+                return True
+            case SegmentName() as name:
+                return self._is_same_stream(name)
+            case SnapshotName() as name if path == name.manifest:
+                ours = self._spool.queued_file(path).read_bytes()
+                return _is_same_snapshot(ours, self._folder.read(path), path)
+            case _:
+                return False
+
+    def _is_same_stream(self, name: SegmentName) -> bool:
+        """Whether a segment of ours was but cut into other frames."""
+        queue = SourceFolder(LocalStore(self._spool.folder), "queue")
+        try:
+            return first_difference((queue, name), (self._folder, name)) is None
+        except VerificationError:
+            return False
+
+    async def _compare(self, *, is_finishing: bool) -> None:
+        """Compare what was stored with what others stored, if it is time to."""
+        is_due = is_finishing or trio.current_time() >= self._compare_at
+        if self._witness.unchecked and is_due:
+            check = self._witness.check
+            await trio.to_thread.run_sync(check, abandon_on_cancel=True)
+            self._compare_at = trio.current_time() + _COMPARE
+
+
+def _is_same_snapshot(ours: bytes, theirs: bytes, path: str) -> bool:
+    """Whether two manifests differ in no more than when each agent was done."""
+    try:
+        one = documents.decode(documents.Manifest, ours, path)
+        other = documents.decode(documents.Manifest, theirs, path)
+    except VerificationError:
+        return False
+    return structs.replace(one, completed=0) == structs.replace(other, completed=0)

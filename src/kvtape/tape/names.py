@@ -20,6 +20,8 @@ SOURCE_NAME = re.compile(r"(?!kvtape\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A time has at most 14 digits: it is then before the year 5139, and has a day.
 _REPLID, _OFFSET, _TIME = "([0-9A-Za-z]{40})", "([0-9]{20})", "(0|[1-9][0-9]{0,13})"
 
+_DAY_MS = 24 * 60 * 60 * 1000
+
 _HISTORY = re.compile(rf"histories/{_REPLID}\.json")
 _SEGMENT = re.compile(
     rf"stream/{_REPLID}/[0-9]{{8}}/{_OFFSET}-{_OFFSET}-{_TIME}-{_TIME}\.seg"
@@ -45,7 +47,7 @@ class SegmentName:
         """Where it is."""
         # Days keep the folders small, and sort as the offsets do: time never goes back
         # within a history, even when the clock does.
-        day = datetime.fromtimestamp(self.first / 1000, UTC).strftime("%Y%m%d")
+        day = _day(self.first)
         name = f"{self.start:020}-{self.end:020}-{self.first}-{self.last}.seg"
         return f"stream/{self.replid}/{day}/{name}"
 
@@ -99,6 +101,16 @@ class HistoryName:
     def path(self) -> str:
         """Where it is."""
         return f"histories/{self.replid}.json"
+
+
+def segment_folders(replid: str, first: int, last: int) -> list[str]:
+    """Return the folders of the segments that begin between two times, with a /."""
+    days = [_day(time) for time in range(first, last, _DAY_MS)] + [_day(last)]
+    return [f"stream/{replid}/{day}/" for day in dict.fromkeys(days)]
+
+
+def _day(time: int) -> str:
+    return datetime.fromtimestamp(time / 1000, UTC).strftime("%Y%m%d")
 
 
 Name = SegmentName | SnapshotName | GapName | HistoryName
