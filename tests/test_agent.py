@@ -22,7 +22,6 @@ from kvtape.errors import (
     IdentityError,
     RepositoryError,
     ServerError,
-    UsageError,
 )
 from kvtape.record import backoff as backoff_module
 from kvtape.record.agent import Agent, default_spool
@@ -213,8 +212,11 @@ async def test_another_servers_recording_is_not_continued_by_mistake(
     repository.add_source(Source("mine", "db.example:6379", 0, Server()))
     async with told(Teller(REPLID, START, STREAM, RDB)) as port:
         error = await error_of(options_for(port, tmp_path, source=None))
-    assert isinstance(error, UsageError)
-    assert "recorded from db.example:6379: say --source mine if" in str(error)
+    assert isinstance(error, IdentityError)
+    assert error.exit_status == 6
+    assert "the source mine was recorded from db.example:6379, and" in str(error)
+    assert "say --adopt if" in str(error)
+    assert not (tmp_path / "repo" / "mine" / "histories").exists()
 
 
 def test_the_spool_stands_in_the_users_state_if_nobody_says(
@@ -331,7 +333,8 @@ async def test_it_stops_while_the_limit_on_full_resyncs_keeps_it_waiting(
         told(Teller("b" * 40, START, STREAM, RDB)) as port,
         trio.open_nursery() as nursery,
     ):
-        agent = Agent(options_for(port, tmp_path, full_resyncs_per_hour=1))
+        options = options_for(port, tmp_path, full_resyncs_per_hour=1, adopt=True)
+        agent = Agent(options)
         nursery.start_soon(agent.run)
         await until(lambda: "--full-resyncs-per-hour" in str(agent.trouble))
         agent.stop()

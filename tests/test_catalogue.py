@@ -316,15 +316,17 @@ def test_bytes_that_a_child_has_from_before_the_fork_are_the_same_bytes() -> Non
     """One agent followed the old primary to 100, another lost its link at 90."""
     stored = Stored()
     stored.history(A)
-    stored.history(B, parent=A, fork=100, created=time_at(100))
+    stored.history(B, parent=A, fork=100, created=time_at(90))
     stored.snapshot(A, 0)
     first = stored.segment(A, 0, 90)
     second = stored.segment(B, 90, 150)
     catalogue = stored.catalogue()
     (stretch,) = catalogue.stretches(catalogue.lineage(B))
     assert stretch.slices == (Slice(first, 0, 90), Slice(second, 90, 150))
-    assert spans(stored, A) == [(0, 90)]
-    assert spans(stored, B) == [(100, 150)]
+    assert catalogue.all_ranges() == [
+        Range(A, 0, 90, time_at(0), time_at(90)),
+        Range(B, 90, 150, time_at(90), time_at(150)),
+    ]
 
 
 def test_of_segments_that_overlap_the_one_that_reaches_furthest_is_taken() -> None:

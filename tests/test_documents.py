@@ -50,7 +50,7 @@ EXAMPLES = [
     Source("orders", "10.0.0.7:6379", TIME, SERVER),
     Source("orders", "10.0.0.7:6379", TIME, Server()),
     History(REPLID, "first", TIME),
-    History(REPLID, "failover", TIME, "b" * 40, 1042),
+    History(REPLID, "failover", TIME, "b" * 40, 1042, "10.0.0.8:6379"),
     MANIFEST,
     msgspec.structs.replace(MANIFEST, db=None, used_memory=None, server=Server()),
     Gap(REPLID, 1042, 2000, TIME, TIME + 5, "why"),
@@ -108,7 +108,7 @@ def test_a_value_that_cannot_be_is_damage(
 
 @pytest.mark.parametrize("document", EXAMPLES)
 def test_a_key_that_is_missing_is_damage(document: Any) -> None:  # noqa: ANN401
-    optional = {"parent", "parent_offset"}
+    optional = {"parent", "parent_offset", "address"}
     for key in msgspec.to_builtins(document).keys() - optional:
         keys = msgspec.to_builtins(document)
         del keys[key]

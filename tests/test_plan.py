@@ -36,7 +36,7 @@ class Model:
         stored = Stored()
         for number, replid in enumerate(REPLIDS):
             parent, fork = self.parents.get(replid, (None, None))
-            created = time_at(fork or 0) + number
+            created = time_at(self.begin(replid)) + number
             stored.history(replid, parent=parent, fork=fork, created=created)
         for segment in self.segments:
             stored.segment(*segment)
@@ -85,10 +85,17 @@ class Model:
                 found[offset] = at
         return found
 
+    def begin(self, replid: str) -> int:
+        """Return where a history's own bytes begin, at its fork at the latest."""
+        if replid not in self.parents:
+            return 0
+        starts = [start for owner, start, _ in self.segments if owner == replid]
+        return min([self.parents[replid][1], *starts])
+
     def own(self, replid: str) -> list[int]:
-        """Return what info lists of a history: nothing from before it forked."""
-        fork = self.parents.get(replid, ("", 0))[1]
-        return [offset for offset in self.restorable(replid) if offset >= fork]
+        """Return what info lists of a history: nothing from before its own bytes."""
+        begin = self.begin(replid)
+        return [offset for offset in self.restorable(replid) if offset >= begin]
 
     def holder(self, replid: str, offset: int) -> str:
         """Return the history that says what the state at an offset was."""

@@ -95,6 +95,14 @@ def record(
             show_default=False,
         ),
     ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Go on under this source with a server at another address that knows "
+            "nothing of what was recorded.",
+        ),
+    ] = False,
     password_file: options.PasswordFile = None,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
@@ -131,6 +139,7 @@ def record(
             full_resyncs_per_hour,
             options.parse_duration(stop_timeout),
             until_offset,
+            adopt,
         )
     )
 

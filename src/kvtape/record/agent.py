@@ -16,16 +16,18 @@ from pathlib import Path
 
 import trio
 
-from kvtape.errors import RepositoryError, UsageError, cause_of
+from kvtape.errors import RepositoryError, cause_of
 from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.identity import Identity
 from kvtape.record.linker import Linker, ask_server
 from kvtape.record.options import RecordOptions
 from kvtape.record.position import recover, stored_catalogue, stored_position
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
+from kvtape.record.rewind import Rewinder
 from kvtape.record.session import Session
 from kvtape.record.uploader import Uploader
 from kvtape.server.info import ServerInfo
@@ -154,13 +156,24 @@ class Agent:
         options, spool, queued = self.options, self.spool, self._queued
         self.recorder = Recorder(spool, options.limits, queued)
         self.uploader = Uploader(spool, self._folder, queued)
+        commits = Commits(spool, known)
+        addresses = {repository.sources()[self._folder.name].address}
+        addresses |= {h.address for h in stored.histories.values() if h.address}
         self.linker = Linker(
             options,
             spool,
             self.recorder,
             clock,
-            Commits(spool, known),
+            commits,
             FullResyncs(spool, options.full_resyncs_per_hour),
+            Identity(
+                self._folder.name,
+                options.url.address,
+                addresses,
+                commits.knows,
+                options.adopt,
+            ),
+            Rewinder(self.recorder, self._folder, spool),
             queued,
         )
         if position is not None:
@@ -257,18 +270,12 @@ def default_spool(folder: SourceFolder) -> Path:
 def _source_folder(
     repository: Repository, options: RecordOptions, info: ServerInfo
 ) -> SourceFolder:
-    sources = repository.sources()
+    """Return the folder to record into; whether it is the right one, the link shows."""
     name, address = options.source, options.url.address
     if name is None:
+        sources = repository.sources()
         only = next(iter(sources)) if len(sources) == 1 else None
         name = only or re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
-        source = sources.get(name)
-        if source is not None and source.address != address:
-            raise UsageError(
-                f"{repository.store.url} holds the source {name}, which was recorded "
-                f"from {source.address}: say --source {name} if {address} is the same "
-                "server's story, and another name if not"
-            )
     return repository.add_source(Source(name, address, _now(), info.server))
 
 

@@ -13,7 +13,7 @@ password was changed.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -22,9 +22,11 @@ from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.identity import Identity
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
+from kvtape.record.rewind import Rewinder
 from kvtape.record.session import Session
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import FullResync, LinkError, Replica
@@ -53,11 +55,14 @@ class Linker:
     clock: ReceiptClock
     commits: Commits
     resyncs: FullResyncs
+    identity: Identity
+    rewinder: Rewinder
     queued: Signal
     session: Session | None = None
     trouble: str | None = None
     _has_linked: bool = False
     _is_over_limit: bool = False  # a full resync was answered that is not allowed
+    _info: ServerInfo = field(default_factory=lambda: ServerInfo({}))
 
     async def run(self) -> None:
         """Record for ever. Raises OSError of the disk, or what waiting cannot mend."""
@@ -90,10 +95,11 @@ class Linker:
         options, recorder = self.options, self.recorder
         url = options.url
         self.session = None
+        self.rewinder.undo()
         info = await ask_server(url)
         ack = choose_ack(options.ack, info, url.address)
-        await self._respect_limit(info)
-        self.commits.server = info.server
+        info = self._info = await self._respect_limit(info)
+        self.commits.attach(info, url.address, self.clock.now())
         async with await connect(url) as stream:
             replid, offset = recorder.position or (None, 0)
             replica = Replica(
@@ -113,28 +119,31 @@ class Linker:
                 ack,
                 on_link=self._linked,
                 on_full_resync=self._allow_full_resync,
+                must_fork=self.rewinder.is_back,
             )
             await self.session.run()
 
     def _linked(self) -> None:
         self._has_linked = True
+        self.identity.confirm()
         self.trouble = None
 
     # Full resyncs.
 
-    async def _respect_limit(self, info: ServerInfo) -> None:
+    async def _respect_limit(self, info: ServerInfo) -> ServerInfo:
         """Wait until the limit allows the full resync that is needed, if one is.
 
+        Return what the server said last, when the recorder stands where it is asked.
         Where the server does not tell, it is asked for the rest of the stream as long
         as it never answered that with a full resync beyond the limit.
         """
-        while not self._can_continue(info):
+        while not await self._can_continue(info):
             wait = self.resyncs.wait(self.clock.now()) / 1000
             if wait <= 0:
                 self._is_over_limit = False
                 now = self.clock.now()
                 await trio.to_thread.run_sync(self.resyncs.expect, now)
-                return
+                return info
             trouble = (
                 f"{self.resyncs.per_hour} full resyncs were begun within the last "
                 "hour (--full-resyncs-per-hour)"
@@ -144,16 +153,22 @@ class Linker:
             self.trouble = trouble
             await trio.sleep(min(wait, _ASK_AGAIN))
             info = await ask_server(self.options.url)
+        return info
 
-    def _can_continue(self, info: ServerInfo) -> bool:
+    async def _can_continue(self, info: ServerInfo) -> bool:
+        await self.rewinder.go_back(info)
         position = self.recorder.position
-        if position is None:
-            return False
-        can = info.can_continue(*position)
+        can = False if position is None else info.can_continue(*position)
+        if can is False:
+            self.identity.check(info)
         return not self._is_over_limit if can is None else can
 
     def _allow_full_resync(self, announced: FullResync, now: int) -> None:
-        """Count a full resync that was announced; LinkError if it is one too many."""
+        """Count a full resync that was announced; LinkError if it is one too many.
+
+        IdentityError if it is none of this source's.
+        """
+        self.identity.check(self._info, announced.replid)
         is_over = self.resyncs.wait(now) > 0
         self.resyncs.announce(now)
         if is_over:

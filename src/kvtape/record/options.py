@@ -27,3 +27,4 @@ class RecordOptions:
     full_resyncs_per_hour: int = 2
     stop_timeout: float = 20.0
     until_offset: int | None = None
+    adopt: bool = False

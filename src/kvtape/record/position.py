@@ -70,21 +70,15 @@ def stored_position(
     would have held is nowhere.
     """
     replid = stored.newest_history()
-    end = None if replid is None else stored.end(replid)
-    if replid is None or end is None:
+    tip = None if replid is None else stored.tip(replid)
+    if tip is None:
         return None
-    for name in stored.segments.get(replid, ()):
-        if name.end == end:
-            db = _db_at_end(_read(folder, spool, name.path), name)
-            return Position(replid, end, end, db, name.last)
-    snapshots = [
-        snapshot
-        for snapshot in stored.snapshots
-        if (snapshot.name.replid, snapshot.name.offset) == (replid, end)
-    ]
-    newest = max(snapshots, key=lambda snapshot: snapshot.name.time)
-    db = NO_DB if newest.manifest.db is None else newest.manifest.db
-    return Position(replid, end, end, db, newest.name.time)
+    if isinstance(tip, SegmentName):
+        db = _db_at_end(_read(folder, spool, tip.path), tip)
+        return Position(tip.replid, tip.end, tip.end, db, tip.last)
+    manifest = next(s.manifest for s in stored.snapshots if s.name == tip)
+    db = NO_DB if manifest.db is None else manifest.db
+    return Position(tip.replid, tip.offset, tip.offset, db, tip.time)
 
 
 def _db_at_end(content: bytes, name: SegmentName) -> int:

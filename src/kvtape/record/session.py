@@ -75,8 +75,9 @@ class Session:
     queued: Signal
     ack: Ack
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
-    # Called in a thread before a snapshot is taken; LinkError refuses it.
+    # Called in a thread before a snapshot is taken; an error refuses it.
     on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
+    must_fork: bool = False  # it continues from where a new history has to begin
     progress: Progress = field(default_factory=Progress)
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
@@ -171,11 +172,10 @@ class Session:
                 await snapshot.receive(data)
                 self.progress.snapshot_bytes = snapshot.received
             case Continue(replid):
-                self.on_link()
                 await self._continue(replid)
+                self.on_link()
                 self.progress.phase = "streaming"
             case FullResync():
-                self.on_link()
                 await self._begin_snapshot(event, now)
             case SnapshotStart(length):
                 self.progress.phase = "snapshot"
@@ -193,6 +193,12 @@ class Session:
         recorder = self.recorder
         _log.info("the primary continues %s at %d", replid, recorder.received)
         if replid == recorder.replid:
+            if self.must_fork:
+                # These bytes are recorded already, up to where it was gone back from.
+                raise LinkError(
+                    "the primary said that it has parted from the history "
+                    f"{replid}, and goes on with it all the same; asking again"
+                )
             return
         if not await recorder.settle():
             raise LinkError(
@@ -211,6 +217,7 @@ class Session:
             "full resync: a snapshot at %d of %s", announced.offset, announced.replid
         )
         await trio.to_thread.run_sync(self.on_full_resync, announced, now)
+        self.on_link()
         if self.recorder.position is not None:
             await self.recorder.settle()
         self._snapshot = SnapshotReceiver(self.spool, announced, now)

@@ -54,6 +54,25 @@ class ServerInfo:
             if name.startswith("db") and fields.startswith("keys=")
         )
 
+    @property
+    def replid(self) -> str | None:
+        """The replication ID that it goes on under."""
+        return self.fields.get("master_replid")
+
+    @property
+    def fork(self) -> tuple[str, int] | None:
+        """The history that its own forked from, and the last offset that both share.
+
+        As replication.c:shiftReplicationId leaves them, and since 7.0 a restart from an
+        RDB file; the offset that INFO shows is that of the first byte that may differ.
+        """
+        parent = self.fields.get("master_replid2")
+        second = self.number("second_repl_offset")
+        # Without one, INFO shows zeros and -1.
+        if parent is None or second is None or second < 1:
+            return None
+        return parent, second - 1
+
     def can_continue(self, replid: str, offset: int) -> bool | None:
         """Whether PSYNC from an offset would be answered with +CONTINUE.
 

@@ -54,6 +54,15 @@ class Resolved:
     was_cut: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """The end of a command: the database selected there, and when it came (ms)."""
+
+    offset: int
+    db: int
+    time: int
+
+
 def read_snapshot(folder: SourceFolder, snapshot: Snapshot) -> Iterator[bytes]:
     """Yield a snapshot's RDB file; the last bytes come only if all are right."""
     manifest, path = snapshot.manifest, snapshot.name.rdb
@@ -123,7 +132,7 @@ def resolve(folder: SourceFolder, plan: Plan) -> Resolved:
     last = plan.slices[-1]
     facts = list(read_facts(folder, [last]))
     limit = last.end if plan.time is None else _offset_at(facts, last.start, plan.time)
-    boundary = _boundary_before(folder, last, facts, limit)
+    boundary = _track(folder, last, facts, limit, Tracker(last.segment.start)).boundary
     if boundary <= name.offset:
         return Resolved(plan.cut(name.offset), name.time, name.time, limit > boundary)
     time, after = _receipt(facts, boundary)
@@ -136,17 +145,37 @@ def _offset_at(facts: list[Facts], start: int, time: int) -> int:
     return max([start, *offsets])
 
 
-def _boundary_before(
-    folder: SourceFolder, slice_: Slice, facts: list[Facts], limit: int
-) -> int:
-    """Return the last boundary at or before limit."""
-    known = slice_.segment.start
+def find_boundary(folder: SourceFolder, name: SegmentName, limit: int) -> Boundary:
+    """Return the last boundary of a segment at or before limit, which lies in it.
+
+    PointError if its bytes cannot be read as commands.
+    """
+    header = _header(folder, name)
+    if limit == name.start:
+        return Boundary(header.start, header.db, header.time)
+    slice_ = Slice(name, name.start, limit)
+    facts = list(read_facts(folder, [slice_]))
+    tracker = _track(folder, slice_, facts, limit, Tracker(header.start, header.db))
+    if tracker.boundary == header.start:
+        return Boundary(header.start, header.db, header.time)
+    time, _ = _receipt(facts, tracker.boundary)
+    return Boundary(tracker.boundary, tracker.db, time)
+
+
+def _track(
+    folder: SourceFolder,
+    slice_: Slice,
+    facts: list[Facts],
+    limit: int,
+    tracker: Tracker,
+) -> Tracker:
+    """Return a tracker that stands at limit, given one at the segment's start."""
     for frame in facts:
-        if frame.boundary <= limit:
-            known = max(known, frame.boundary)
+        if tracker.boundary < frame.boundary <= limit:
+            tracker = Tracker(frame.boundary, frame.db)
+    known = tracker.boundary
     if known == limit:
-        return limit
-    tracker = Tracker(known)
+        return tracker
     within = Slice(slice_.segment, known, limit)
     for piece in read_stream(folder, [within]):
         tracker.feed(piece.data)
@@ -155,7 +184,7 @@ def _boundary_before(
             f"the stream cannot be read as commands between {known} and {limit}; "
             f"{known} can be restored"
         )
-    return tracker.boundary
+    return tracker
 
 
 def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
@@ -170,6 +199,23 @@ def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
                 return mark.time, before
             before = mark.time
     return before, before
+
+
+def _header(folder: SourceFolder, name: SegmentName) -> Header:
+    parser = Parser()
+    try:
+        with folder.open(name.path) as file:
+            while data := file.read(_PIECE):
+                parser.receive_data(data)
+                if isinstance(part := parser.next_part(), Header):
+                    _must_fit(part, name)
+                    return part
+        parser.receive_end()
+    except FileNotFoundError:
+        raise VerificationError(f"{folder.url}/{name.path} is missing") from None
+    except SegmentError as error:
+        raise _damaged(folder, name, error) from None
+    raise _damaged(folder, name, SegmentError("it has no header"))
 
 
 def _frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Frame]:

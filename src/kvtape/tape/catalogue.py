@@ -190,24 +190,59 @@ class Catalogue:
             runs[-1].append(Slice(furthest, taken, reached))
         return runs
 
+    def bytes_behind(self, replid: str, offset: int) -> tuple[Slice, ...]:
+        """Return what is stored under a history behind an offset, holes or not."""
+        runs = self._runs([Part(replid, None, None)])
+        return clip((slice_ for run in runs for slice_ in run), offset, _FAR)
+
     def ranges(self, replid: str) -> list[Range]:
         """Return what can be restored of a history, in offset order.
 
         Its ancestors are left out, but for the offset that it forked at, which is the
-        same state in both.
+        same state in both. Where its own bytes begin before that, so do its ranges.
         """
         lineage = self.lineage(replid)
-        fork = lineage[-1].start
+        begin = self._begin(lineage[-1])
         ranges = []
         for stretch in self.stretches(lineage):
             start, time = stretch.start, stretch.time
-            if fork is not None and stretch.start <= fork:
-                if stretch.end < fork:
+            if begin is not None and stretch.start <= begin:
+                if stretch.end < begin or self._is_left_at(replid, stretch.end):
                     continue
-                start, time = fork, max(time, self.histories[replid].created)
+                start, time = begin, self._time_at(begin, stretch, replid)
             times = [s.segment.last for s in stretch.slices if s.end > start]
             ranges.append(Range(replid, start, stretch.end, time, max([time, *times])))
         return ranges
+
+    def _begin(self, part: Part) -> int | None:
+        """Return where a history takes over from its parent: where its bytes begin.
+
+        That is before the fork if its parent was not recorded up to there.
+        """
+        if part.start is None:
+            return None
+        own = self.segments.get(part.replid, ())
+        return min([part.start, *(segment.start for segment in own)])
+
+    def _is_left_at(self, replid: str, offset: int) -> bool:
+        """Whether a stretch that ends at offset is one before a full resync's gap.
+
+        The history has such an offset from its parent, and never was there itself.
+        """
+        history = self.histories[replid]
+        fork = history.parent_offset
+        return history.reason == "full-resync" and fork is not None and offset <= fork
+
+    def _time_at(self, offset: int, stretch: Stretch, replid: str) -> int:
+        """Return when a stretch reached the offset that a history took over at."""
+        before = [slice_ for slice_ in stretch.slices if slice_.start < offset]
+        if not before:
+            return stretch.time
+        last = before[-1].segment
+        if last.end <= offset:
+            return max(stretch.time, last.last)
+        created = self.histories[replid].created
+        return max(stretch.time, min(max(created, last.first), last.last))
 
     def all_ranges(self) -> list[Range]:
         """Return everything that can be restored, the oldest history first."""
@@ -224,13 +259,31 @@ class Catalogue:
             for replid in self.histories
             if self.end(replid) is not None and self.ranges(replid)
         ]
-        return max(stored, key=self._last_time, default=None)
+        return max(stored, key=self.last_time, default=None)
 
-    def _last_time(self, replid: str) -> tuple[int, int]:
+    def last_time(self, replid: str) -> tuple[int, int]:
+        """Return when the last of a history was stored, and when it began (ms)."""
         segments = self.segments.get(replid, ())
         times = [segment.last for segment in segments]
         times += [s.name.time for s in self.snapshots if s.name.replid == replid]
         return max(times), self.histories[replid].created
+
+    def tip(self, replid: str) -> SegmentName | SnapshotName | None:
+        """Return what ends where a recording of a history has to go on.
+
+        That is the end of what is stored, unless a later snapshot tells that the server
+        went back behind it (it was restored from an image of its disk, with its replid
+        and all): what was received before that snapshot does not count then.
+        """
+        snapshots = [s.name for s in self.snapshots if s.name.replid == replid]
+        announced = max((name.time for name in snapshots), default=0)
+        segments = self.segments.get(replid, ())
+        tips: list[tuple[int, SegmentName | SnapshotName]] = [
+            (name.offset, name) for name in snapshots if name.time == announced
+        ]
+        tips += [(name.end, name) for name in segments if name.last >= announced]
+        # Of both at an offset the segment, which knows the database.
+        return max(reversed(tips), key=itemgetter(0), default=(0, None))[1]
 
     def end(self, replid: str) -> int | None:
         """Return the end of what is stored of a history, holes or not."""

@@ -54,7 +54,9 @@ class History(msgspec.Struct, frozen=True):
     """histories/<replid>.json: how a history began.
 
     created is the last receipt before it, or its snapshot's announcement. parent_offset
-    is the last offset that it is known to share with its parent.
+    is the last offset that it is known to share with its parent, which may be behind
+    the end of what is recorded of it: the bytes between are then recorded here. address
+    is that of the server it was first recorded from.
     """
 
     replid: str
@@ -62,6 +64,7 @@ class History(msgspec.Struct, frozen=True):
     created: Time
     parent: str | None = None
     parent_offset: Offset | None = None
+    address: str | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

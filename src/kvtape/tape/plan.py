@@ -217,7 +217,7 @@ def _not_restorable(
             f"offset {offset} is before the first snapshot; the first that can be "
             f"restored is {prefix}{above}"
         )
-    why = _gap_reason(catalogue, lineage, offset)
+    why = _gap_reason(catalogue, lineage, offset, is_last=above is None)
     if above is None:
         return PointError(
             f"offset {offset} is after the last recorded byte{why}; the last that can "
@@ -229,10 +229,16 @@ def _not_restorable(
     )
 
 
-def _gap_reason(catalogue: Catalogue, lineage: Sequence[Part], offset: int) -> str:
-    holder = next(part for part in lineage if part.holds(offset))
+def _gap_reason(
+    catalogue: Catalogue, lineage: Sequence[Part], offset: int, *, is_last: bool
+) -> str:
+    holder = next(part for part in lineage if part.holds(offset)).replid
+    # A full resync's gap begins in the history before it, and ends in the next.
+    earlier = {part.replid for part in lineage if not is_last} - {holder}
     for gap in catalogue.gaps:
         ends = gap.end_offset is None or offset < gap.end_offset
-        if gap.replid == holder.replid and gap.start_offset < offset and ends:
+        is_its = gap.replid == holder
+        is_its = is_its or (gap.replid in earlier and gap.end_offset is None)
+        if is_its and gap.start_offset < offset and ends:
             return f" ({gap.reason})"
     return ""
