@@ -184,12 +184,16 @@ def test_info_is_one_document_of_the_promised_fields(folder: Path) -> None:
                 "parent": None,
                 "parent_offset": None,
                 "reason": "first",
+                "created": moment(0),
+                "address": None,
             },
             {
                 "replid": "f" * 40,
                 "parent": None,
                 "parent_offset": None,
                 "reason": "full-resync",
+                "created": moment(200),
+                "address": None,
             },
         ],
         "restorable": [
@@ -252,6 +256,14 @@ def test_info_is_one_document_of_the_promised_fields(folder: Path) -> None:
                 "reason": "the primary knows another history: it was restarted",
             },
         ],
+        "orphaned": [
+            {
+                "replid": None,
+                "start_offset": None,
+                "end_offset": None,
+                "continued_as": "f" * 40,
+            }
+        ],
         "stored_bytes": sum(first.folder.list().values()),
         "problems": [],
     }
@@ -289,6 +301,8 @@ def test_a_failover_is_shown_and_restored_across(folder: Path) -> None:
         "parent": REPLID,
         "parent_offset": forked,
         "reason": "failover",
+        "created": moment(1),
+        "address": None,
     }
     outcome = kvtape("restore", "--repo", "repo", "--data-dir", "x", "--json")
     found = outcome.document()

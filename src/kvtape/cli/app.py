@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvtape.cli import output
+from kvtape.cli.audit import audit
 from kvtape.cli.demo import demo
 from kvtape.cli.info import info
 from kvtape.cli.record import record
@@ -43,5 +44,6 @@ def kvtape(
 
 app.command()(record)
 app.command()(info)
+app.command()(audit)
 app.command()(restore)
 app.command()(demo)

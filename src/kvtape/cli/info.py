@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from kvtape.cli import options, output
 from kvtape.storage.repository import open_repository
 from kvtape.tape.catalogue import Catalogue
-from kvtape.tape.documents import Server
+from kvtape.tape.documents import Gap, Server
+from kvtape.tape.orphans import orphans, unknown
 from kvtape.tape.point import format_time
 
 
@@ -42,6 +43,8 @@ def document(source: str, catalogue: Catalogue) -> dict[str, object]:
                 "parent": history.parent,
                 "parent_offset": history.parent_offset,
                 "reason": history.reason,
+                "created": format_time(history.created),
+                "address": history.address,
             }
             for history in catalogue.histories.values()
         ],
@@ -77,9 +80,32 @@ def document(source: str, catalogue: Catalogue) -> dict[str, object]:
             }
             for gap in catalogue.gaps
         ],
+        "orphaned": _orphaned(catalogue),
         "stored_bytes": catalogue.stored_bytes,
         "problems": catalogue.problems,
     }
+
+
+def _orphaned(catalogue: Catalogue) -> list[dict[str, object]]:
+    """Return what failovers lost; without offsets where that is unknown."""
+    known = [
+        {
+            "replid": orphan.replid,
+            "start_offset": orphan.start,
+            "end_offset": orphan.end,
+            "continued_as": orphan.successor,
+        }
+        for orphan in orphans(catalogue)
+    ]
+    return known + [
+        {
+            "replid": lost.replid,
+            "start_offset": None,
+            "end_offset": None,
+            "continued_as": lost.successor,
+        }
+        for lost in unknown(catalogue)
+    ]
 
 
 def server_name(server: Server) -> str | None:
@@ -103,7 +129,10 @@ def _lines(source: str, catalogue: Catalogue) -> Iterator[str]:
         if history.parent is not None:
             yield f"  parent {history.parent}"
             yield f"  shared up to {history.parent_offset}"
+        if history.address is not None:
+            yield f"  recorded from {history.address}"
         yield from _lines_of_history(catalogue, replid)
+        yield from _lines_of_gaps(catalogue, replid)
     if not catalogue.all_ranges():
         yield "nothing can be restored yet: no snapshot is complete"
     for problem in catalogue.problems:
@@ -120,10 +149,25 @@ def _lines_of_history(catalogue: Catalogue, replid: str) -> Iterator[str]:
             size = output.format_bytes(snapshot.manifest.bytes)
             server = server_name(snapshot.manifest.server) or "unknown server"
             yield f"  snapshot    {snapshot.name.offset}, {size}, {server}"
+
+
+def _lines_of_gaps(catalogue: Catalogue, replid: str) -> Iterator[str]:
+    """Yield what is missing of a history, and what of it is part of no other."""
     for gap in catalogue.gaps:
         if gap.replid == replid:
-            end = "a full resync" if gap.end_offset is None else str(gap.end_offset)
-            yield f"  gap         {gap.start_offset} to {end}"
-            yield textwrap.fill(
-                gap.reason, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
-            )
+            yield from map(output.alarmed, _lines_of_gap(gap))
+    for orphan in orphans(catalogue):
+        if orphan.replid == replid:
+            yield f"  orphaned    {orphan.start} to {orphan.end}"
+            yield f"{_INDENT}kvtape audit --orphaned lists these writes"
+    if any(lost.successor == replid for lost in unknown(catalogue)):
+        yield "  orphaned    unknown, of what was recorded before this history"
+
+
+def _lines_of_gap(gap: Gap) -> Iterator[str]:
+    end = "a full resync" if gap.end_offset is None else str(gap.end_offset)
+    yield f"  gap         {gap.start_offset} to {end}"
+    yield f"{_INDENT}{format_time(gap.start_time)} to {format_time(gap.end_time)}"
+    yield from textwrap.wrap(
+        gap.reason, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
+    )

@@ -6,6 +6,7 @@ terminal only. Bytes that are not text appear in JSON as {"base64": "…"}.
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import sys
@@ -53,12 +54,27 @@ def print_line(line: str) -> None:
         raise RepositoryError(f"cannot write the output: {error.strerror}") from None
 
 
+def alarmed(text: str) -> str:
+    """Return text as it is shown where somebody has to do something: red."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        return typer.style(text, fg=typer.colors.RED)
+    return text
+
+
 def print_json(document: object) -> None:
     """Print a document as JSON, indented on a terminal and in one line elsewhere."""
     content = msgspec.json.encode(document)
     if sys.stdout.isatty():
         content = msgspec.json.format(content, indent=2)
     print_line(content.decode())
+
+
+def text_or_base64(data: bytes) -> str | dict[str, str]:
+    """Return bytes as JSON has them: as text if they are UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
 
 
 def set_up_logging(console: Console, *, verbose: bool) -> None:

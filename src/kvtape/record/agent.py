@@ -156,7 +156,8 @@ class Agent:
         options, spool, queued = self.options, self.spool, self._queued
         self.recorder = Recorder(spool, options.limits, queued)
         self.uploader = Uploader(spool, self._folder, queued)
-        commits = Commits(spool, known)
+        runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
+        commits = Commits(spool, known, runs)
         addresses = {repository.sources()[self._folder.name].address}
         addresses |= {h.address for h in stored.histories.values() if h.address}
         self.linker = Linker(

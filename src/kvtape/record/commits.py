@@ -12,7 +12,7 @@ All calls block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kvtape.record.position import Position
 from kvtape.server.info import ServerInfo
@@ -26,14 +26,21 @@ from kvtape.tape.point import format_time
 class Commits:
     """Queues the documents of one source. known are the paths of those it has.
 
-    server is who is recorded from now, as far as it is known.
+    run_ids tell which run of a server each history was recorded from, where that is
+    known; server is who is recorded from now, as far as it is known.
     """
 
-    def __init__(self, spool: Spool, known: Iterable[str]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        known: Iterable[str],
+        run_ids: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.server = Server()
         self.gaps: list[Gap] = []  # found by this process
         self._spool = spool
         self._known = set(known)
+        self._run_ids = dict(run_ids or {})
         self._info = ServerInfo({})
         self._address: str | None = None
         self._started: int | None = None
@@ -53,6 +60,7 @@ class Commits:
     def fork(self, parent: str | None, fork: Position) -> None:
         """Write down that the primary goes on under another replid from here."""
         shared = self._shared(parent, fork.replid)
+        self._run_ids[fork.replid] = self.server.run_id
         self._begin_history(
             History(
                 replid=fork.replid,
@@ -80,6 +88,7 @@ class Commits:
         )
         if before is not None:
             self._note_gap(before, manifest, shared)
+        self._run_ids[manifest.replid] = manifest.server.run_id
         name = SnapshotName(manifest.replid, manifest.offset, manifest.time)
         self._spool.queue_snapshot(name, documents.encode(manifest))
 
@@ -135,10 +144,10 @@ class Commits:
             return f"{other}: why is unknown, since its user lacks +info"
         if self._started is not None and self._started > before.time:
             return f"restarted about {format_time(self._started)}: {other}"
-        return (
-            f"{other}: it failed over more than once, freed its backlog, or is another "
-            "server"
-        )
+        run_ids = {self._run_ids.get(before.replid), manifest.server.run_id} - {None}
+        if len(run_ids) > 1:
+            return f"restarted or replaced (its run_id changed): {other}"
+        return f"{other}: it freed its backlog, or failed over more than once"
 
 
 def _lacks(info: ServerInfo, offset: int, where: str) -> str:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from kvtape.errors import VerificationError
 from kvtape.replication.tracker import NO_DB
-from kvtape.storage.reader import read_stream
+from kvtape.storage.reader import find_boundary, read_stream
 from kvtape.storage.repository import SourceFolder
+from kvtape.tape.catalogue import Slice
 from kvtape.tape.plan import Plan
 from kvtape.tape.translate import Piece, read_commands
+
+# What a primary sends that changes no key.
+_NO_WRITES = frozenset(
+    {
+        b"EXEC",
+        b"MULTI",
+        b"PING",
+        b"PUBLISH",
+        b"REPLCONF",
+        b"SELECT",
+        b"SPUBLISH",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,11 @@ class RecordedCommand:
         """Its name, in upper case."""
         return self.words[0].upper()
 
+    @property
+    def is_write(self) -> bool:
+        """Whether it may change a key. What is in a transaction is a command, too."""
+        return self.name not in _NO_WRITES
+
 
 def recorded_commands(folder: SourceFolder, plan: Plan) -> Iterator[RecordedCommand]:
     """Yield the commands of a plan's stream, in order; the plan must be resolved.
@@ -42,8 +61,41 @@ def recorded_commands(folder: SourceFolder, plan: Plan) -> Iterator[RecordedComm
     Blocks. Memory is that of the longest transaction, or of a frame (1 MiB).
     """
     db = plan.snapshot.manifest.db
-    selected = NO_DB if db is None else db
-    for slice_ in plan.slices:
+    return _commands(folder, plan.slices, NO_DB if db is None else db)
+
+
+def commands_behind(
+    folder: SourceFolder, slices: Sequence[Slice]
+) -> Iterator[RecordedCommand]:
+    """Yield the commands that are not whole before slices begin, in order.
+
+    The slices need no snapshot; they end at boundaries, and may have holes between.
+    """
+    run: list[Slice] = []
+    for slice_ in slices:
+        if run and run[-1].end != slice_.start:
+            yield from _commands_of_run(folder, run)
+            run = []
+        run.append(slice_)
+    if run:
+        yield from _commands_of_run(folder, run)
+
+
+def _commands_of_run(
+    folder: SourceFolder, run: Sequence[Slice]
+) -> Iterator[RecordedCommand]:
+    start = run[0].start
+    begin = find_boundary(folder, run[0].segment, start)
+    whole = [replace(run[0], start=begin.offset), *run[1:]]
+    for command in _commands(folder, whole, begin.db):
+        if command.end > start:
+            yield command
+
+
+def _commands(
+    folder: SourceFolder, slices: Iterable[Slice], selected: int
+) -> Iterator[RecordedCommand]:
+    for slice_ in slices:
         replid = slice_.segment.replid
         for pieces in _groups(read_stream(folder, [slice_])):
             marks = [mark for piece in pieces for mark in piece.facts.marks]

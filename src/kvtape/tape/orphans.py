@@ -4,7 +4,7 @@ Histories that fork from each other make a tree. One of its branches is the stor
 went on: the lineage of the history of which something was received last. What was
 recorded of the others behind the fork is orphaned: clients were told that it is
 written, and no server has it any more. A branch that forked from an orphaned end is
-orphaned as a whole; that there is more of it makes it no part of the story.
+orphaned as a whole: that somebody wrote on there makes it no part of the story.
 
 A full resync without a known parent begins a tree of its own. What the server before it
 had that this one lacks cannot be told: that is Unknown, not nothing.
@@ -13,25 +13,39 @@ had that this one lacks cannot be told: that is Unknown, not nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from kvtape.tape.catalogue import Catalogue, Part, Slice
+from kvtape.tape.catalogue import Catalogue, Part, Slice, clip
 from kvtape.tape.documents import History
+
+Span: TypeAlias = tuple[int, int]
+
+_FAR = 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """The stream bytes [start, end) of replid that went lost.
+    """Stream bytes recorded under replid that went lost.
 
-    The story parted from it at start, and went on as successor, which began at time
-    (ms). slices are what is stored of these bytes; runs of them may have holes between.
+    The story parted from them at fork, and went on as successor, which began at time
+    (ms). slices are what is stored of them, in order; there may be holes between.
     """
 
     replid: str
-    start: int
-    end: int
+    fork: int
     successor: str
     time: int
     slices: tuple[Slice, ...]
+
+    @property
+    def start(self) -> int:
+        """The offset before the first byte."""
+        return self.slices[0].start
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last byte."""
+        return self.slices[-1].end
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +61,22 @@ class Unknown:
 
 
 def orphans(catalogue: Catalogue) -> list[Orphan]:
-    """Return everything recorded that went lost, in the order of the forks."""
+    """Return everything recorded that went lost, each byte once, as it was forked."""
     found = []
     for family in _families(catalogue):
         survivor = max(family, key=lambda replid: _recency(catalogue, replid))
-        lineage = catalogue.lineage(survivor)
-        for replid in family:
-            orphan = _orphan(catalogue, lineage, catalogue.lineage(replid))
-            if orphan is not None:
-                found.append(orphan)
-    return sorted(found, key=lambda orphan: (orphan.time, orphan.start))
+        story = catalogue.lineage(survivor)
+        # What is accounted for of each history: first of all what the story came by.
+        told: dict[str, list[Span]] = {
+            part.replid: [(part.start or 0, _FAR if part.end is None else part.end)]
+            for part in story
+        }
+        lineages = [catalogue.lineage(replid) for replid in family]
+        for lineage in sorted(lineages, key=len):
+            slices = _untold(catalogue, lineage, told)
+            if slices:
+                found.append(_orphan(catalogue, story, lineage, slices))
+    return sorted(found, key=lambda orphan: (orphan.time, orphan.fork))
 
 
 def unknown(catalogue: Catalogue) -> list[Unknown]:
@@ -98,25 +118,36 @@ def _recency(catalogue: Catalogue, replid: str) -> tuple[int, int]:
     return -1, len(lineage)
 
 
+def _untold(
+    catalogue: Catalogue, lineage: tuple[Part, ...], told: dict[str, list[Span]]
+) -> tuple[Slice, ...]:
+    """Return what is stored under the last of a lineage and not told; note it as told.
+
+    Bytes from before its fork are those of an ancestor, and told if they are of that.
+    """
+    stored = catalogue.bytes_behind(lineage[-1].replid, 0)
+    found: list[Slice] = []
+    for part in lineage:
+        spans = told.setdefault(part.replid, [])
+        slices = clip(stored, part.start or 0, _FAR if part.end is None else part.end)
+        for start, end in spans:
+            slices = clip(slices, 0, start) + clip(slices, end, _FAR)
+        spans += [(slice_.start, slice_.end) for slice_ in slices]
+        found += slices
+    return tuple(sorted(found, key=lambda slice_: slice_.start))
+
+
 def _orphan(
-    catalogue: Catalogue, story: tuple[Part, ...], lineage: tuple[Part, ...]
-) -> Orphan | None:
-    """Return what of the last history of a lineage is no part of the story."""
-    replid = lineage[-1].replid
-    told = {part.replid: part.end for part in story}
-    # The nearest ancestor that the story came by, and up to where it did.
-    common = next(part for part in reversed(lineage) if part.replid in told)
-    ends = [end for end in (told[common.replid], common.end) if end is not None]
-    if not ends:
-        return None  # the story leads here
-    left = start = min(ends)
-    if replid != common.replid:
-        # What it shares with its parent is the parent's, as far as that has it.
-        parent, fork = lineage[-2].replid, lineage[-1].start or 0
-        start = max(start, min(fork, catalogue.end(parent) or 0))
-    slices = catalogue.bytes_behind(replid, start)
-    if not slices:
-        return None
-    successor = next(p.replid for p in story if p.end is None or p.end > left)
+    catalogue: Catalogue,
+    story: tuple[Part, ...],
+    lineage: tuple[Part, ...],
+    slices: tuple[Slice, ...],
+) -> Orphan:
+    ends = {part.replid: part.end for part in story}
+    # The nearest ancestor that the story came by, and up to where both went with it.
+    common = next(part for part in reversed(lineage) if part.replid in ends)
+    shared = [end for end in (ends[common.replid], common.end) if end is not None]
+    fork = min(shared, default=slices[0].start)
+    successor = next(p.replid for p in story if p.end is None or p.end > fork)
     time = catalogue.histories[successor].created
-    return Orphan(replid, start, slices[-1].end, successor, time, slices)
+    return Orphan(lineage[-1].replid, fork, successor, time, slices)

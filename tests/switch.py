@@ -1,0 +1,94 @@
+"""An address that servers change behind: a TCP relay that can be cut and redirected.
+
+It hides from a recorder which server it talks to, as a virtual IP or a proxy in front
+of a failover does, and takes a replica's link to its primary away for certain: what is
+written then does not even wait for it in the kernel.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+# No link waits for it: it only bounds how long a thread outlives a test that broke.
+_PATIENCE = 60.0
+
+
+class Switch:
+    """Relays from `port` to the server at `target`; None refuses everybody."""
+
+    def __init__(self, target: int | None) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._target = target
+        self._lock = threading.Lock()
+        self._links: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def turn_to(self, target: int | None) -> None:
+        """Cut all links, and relay to another server from now on."""
+        with self._lock:
+            self._target = target
+            for link in self._links:
+                _shut(link)
+            self._links.clear()
+
+    def close(self) -> None:
+        """Cut all links and go away."""
+        self.turn_to(None)
+        _shut(self._listener)
+        for thread in self._threads:
+            thread.join(_PATIENCE)
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                with self._lock:
+                    self._join(link)
+
+    def _join(self, link: socket.socket) -> None:
+        """Relay a link both ways, under the lock."""
+        try:
+            if self._target is None:
+                raise ConnectionRefusedError
+            server = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            link.close()
+            return
+        self._links += [link, server]
+        for source, sink in ((link, server), (server, link)):
+            thread = threading.Thread(target=_relay, args=(source, sink), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+
+def _relay(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    # Whichever end hung up: the other one learns of it.
+    _shut(source)
+    _shut(sink)
+    source.close()
+
+
+def _shut(link: socket.socket) -> None:
+    with suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,446 @@
+"""Through a failover the tape stays whole, and says exactly what the failover lost.
+
+Real servers, without Sentinel: the recorder's address is a switch that a test turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fingerprints import Fingerprint
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
+from kvtape.record.recorder import Limits
+from kvtape.restore.into import IntoOptions, restore_into
+from kvtape.restore.job import open_job
+from kvtape.server.url import ServerUrl
+from kvtape.tape.point import ToOffset
+from oracle import compare, fingerprint, stable_fingerprint
+from plain_client import PlainClient
+from recording import Taping
+from replicas import wait_until
+from servers import Server, StartServer
+from switch import Switch
+from tapes import documents_of
+from verbs import kvtape
+
+SOURCE = "source"
+
+Words = tuple[str | int, ...]
+
+
+@dataclass
+class Scene:
+    """A recorder behind a switch, and the servers that take turns there."""
+
+    folder: Path
+    switch: Switch
+    taping: Taping
+    moments: list[tuple[str, int, Fingerprint]] = field(default_factory=list)
+
+    @property
+    def source(self) -> Path:
+        """The folder of the source in the repository."""
+        return self.folder / "repo" / SOURCE
+
+    def histories(self) -> dict[str, dict[str, object]]:
+        """Return the documents of the histories, by replid."""
+        found = documents_of(self.source, "histories/*.json")
+        return {str(document["replid"]): document for document in found}
+
+    def write(self, server: Server, *commands: Words) -> int:
+        """Write to the server that is recorded; return the offset once it is synced."""
+        self.taping.server = server
+        with PlainClient(server.client()) as plain:
+            plain.exchange(commands)
+        return self.taping.catch_up()
+
+    def mark(self, server: Server) -> int:
+        """Remember what a server holds at the offset where it stands."""
+        offset, state = stable_fingerprint(server.client())
+        assert self.taping.catch_up() == offset
+        self.moments.append((self.taping.replid, offset, state))
+        return offset
+
+    def turn_to(self, server: Server) -> None:
+        """Put another server behind the address; return when it is recorded."""
+        before = self.taping.replid
+        self.switch.turn_to(server.port)
+        self.taping.server = server
+        wait_until(lambda: self.taping.agent.recorder.replid != before)
+        self.taping.wait_until_online()
+
+    def orphaned(self) -> list[dict[str, Any]]:
+        """Return what the audit says was lost."""
+        outcome = kvtape(
+            "audit", "--orphaned", "--repo", self.folder / "repo", "--json"
+        )
+        assert (outcome.status, outcome.err) == (0, "")
+        return [json.loads(line) for line in outcome.out.splitlines()]
+
+    def info(self) -> dict[str, Any]:
+        """Return what info says."""
+        document: dict[str, Any] = kvtape(
+            "info", "--repo", self.folder / "repo", "--json"
+        ).document()
+        return document
+
+    def check_moments(self, name: str) -> None:
+        """Restore every moment that was marked, and compare all of it."""
+        with Server(name) as copy:
+            url = ServerUrl("127.0.0.1", copy.port)
+            for replid, offset, state in self.moments:
+                copy.client().flushall()
+                job = open_job(
+                    str(self.folder / "repo"), None, ToOffset(offset, replid)
+                )
+                result = trio.run(restore_into, job, IntoOptions(url))
+                assert result.offset == offset
+                assert compare(state, fingerprint(copy.client())) == []
+
+
+@contextmanager
+def scene(server: Server, folder: Path) -> Iterator[Scene]:
+    """Record a server by way of a switch; all is stored when this is left."""
+    with (
+        Switch(server.port) as switch,
+        scene_at(switch, server, folder) as tape,
+    ):
+        yield tape
+
+
+@contextmanager
+def scene_at(
+    switch: Switch,
+    server: Server,
+    folder: Path,
+    **changes: Any,  # noqa: ANN401
+) -> Iterator[Scene]:
+    """Record a server that is behind a switch."""
+    options = options_for(switch.port, folder, **changes)
+    taping = Taping(server, folder / "repo", Agent(options))
+    try:
+        taping.wait_until_online()
+        yield Scene(folder, switch, taping)
+    finally:
+        taping.stop()
+
+
+def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
+    options = RecordOptions(
+        ServerUrl("127.0.0.1", port),
+        str(folder / "repo"),
+        SOURCE,
+        folder / "spool",
+        limits=Limits(flush_interval=0.01, upload_interval=0.3),
+        full_resyncs_per_hour=100,
+    )
+    return replace(options, **changes)
+
+
+def quiet(start_server: StartServer, name: str, **config: str) -> Server:
+    """Start a server without PINGs: its offset stands still when nothing is written."""
+    return start_server(name, repl_ping_replica_period="3600", **config)  # type: ignore[arg-type]
+
+
+def follow(replica: Server, port: int) -> None:
+    """Make a server a replica of what is at a port; on return it has all of it."""
+    with PlainClient(replica.client()) as plain:
+        plain.ask("REPLICAOF", "127.0.0.1", port)
+        wait_until(lambda: plain.info("replication")["master_link_status"] == "up")
+
+
+def offset_of(server: Server) -> int:
+    with PlainClient(server.client()) as plain:
+        return int(plain.info("replication")["master_repl_offset"])
+
+
+def promote(server: Server) -> None:
+    with PlainClient(server.client()) as plain:
+        plain.ask("REPLICAOF", "NO", "ONE")
+
+
+def syncs(server: Server) -> tuple[int, int]:
+    """Return how many full and partial resyncs a server has answered."""
+    with PlainClient(server.client()) as plain:
+        stats = plain.info("stats")
+    return int(stats["sync_full"]), int(stats["sync_partial_ok"])
+
+
+def listed(commands: list[Words]) -> list[list[str]]:
+    return [[str(word) for word in words] for words in commands]
+
+
+SHARED: list[Words] = [("SET", "shared", 1), ("SELECT", 3), ("RPUSH", "list", 1, 2)]
+LOST: list[Words] = [("SET", "lost", "x" * 100), ("INCR", "shared"), ("DEL", "list")]
+NEW: list[Words] = [("SET", "new", 1), ("APPEND", "shared", "new")]
+
+
+def test_a_replica_that_lagged_forks_where_it_stands_and_both_branches_stay(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with Switch(old.port) as between, scene(old, tmp_path) as tape:
+        follow(heir, between.port)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        tape.write(old, ("SELECT", 3), *LOST)
+        first, end = tape.taping.replid, tape.mark(old)
+        old.kill()
+        promote(heir)
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+        assert syncs(heir) == (0, 1)
+    document = tape.histories()[second]
+    assert (document["reason"], document["parent"]) == ("failover", first)
+    assert document["parent_offset"] == fork
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    rows = tape.orphaned()
+    assert [row["command"] for row in rows] == listed(LOST)
+    assert {(row["replid"], row["db"]) for row in rows} == {(first, 3)}
+    assert rows[-1]["end_offset"] == end
+    assert tape.info()["orphaned"] == [
+        {
+            "replid": first,
+            "start_offset": fork,
+            "end_offset": end,
+            "continued_as": second,
+        }
+    ]
+    text = kvtape("audit", "--orphaned", "--repo", tape.folder / "repo").out
+    assert f"forked at {fork}" in text
+    assert "3 writes" in text
+    assert max(map(len, text.splitlines())) <= 80
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-8.1"], indirect=True)
+def test_a_replica_that_has_everything_loses_nothing(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with scene(old, tmp_path) as tape:
+        follow(heir, old.port)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        first = tape.taping.replid
+        old.kill()
+        promote(heir)
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+        assert syncs(heir) == (0, 1)
+    assert tape.histories()[second]["parent"] == first
+    assert tape.histories()[second]["parent_offset"] == fork
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    assert tape.orphaned() == []
+    text = kvtape("audit", "--orphaned", "--repo", tape.folder / "repo").out
+    assert text == "no failover lost anything that is recorded\n"
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-9.1"], indirect=True)
+def test_a_recorder_that_lags_behind_the_heir_names_the_fork_that_the_heir_names(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """Its own last byte is earlier; what is between it records as the heir's."""
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with scene(old, tmp_path) as tape:
+        follow(heir, old.port)
+        reached = tape.write(old, *SHARED)
+        first = tape.taping.replid
+        tape.switch.turn_to(None)
+        with PlainClient(old.client()) as plain:
+            plain.exchange([("SET", "missed", 1), ("SET", "missed", 2)])
+        fork = offset_of(old)
+        wait_until(lambda: offset_of(heir) == fork)
+        old.kill()
+        promote(heir)
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+        assert syncs(heir) == (0, 1)
+    assert reached < fork
+    assert tape.histories()[second]["parent_offset"] == fork
+    assert tape.orphaned() == []
+    ranges = tape.info()["restorable"]
+    assert (ranges[0]["replid"], ranges[0]["end_offset"]) == (first, reached)
+    assert (ranges[1]["replid"], ranges[1]["start_offset"]) == (second, reached)
+    job = open_job(str(tape.folder / "repo"), None, ToOffset(fork))
+    assert (job.plan.replid, job.plan.offset) == (first, fork)
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-8.0", "valkey-9.1"], indirect=True)
+def test_without_info_there_is_a_gap_and_nobody_knows_what_was_lost(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    for server in (old, heir):
+        with PlainClient(server.client()) as plain:
+            rules = ("reset", "on", ">secret", "+psync", "+replconf", "+ping")
+            plain.ask("ACL", "SETUSER", "recorder", *rules)
+    url = ServerUrl("127.0.0.1", 0, username="recorder", password="secret")
+    with (
+        Switch(old.port) as between,
+        Switch(old.port) as switch,
+        scene_at(switch, old, tmp_path, url=replace(url, port=switch.port)) as tape,
+    ):
+        follow(heir, between.port)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        tape.write(old, *LOST)
+        first, end = tape.taping.replid, tape.mark(old)
+        old.kill()
+        promote(heir)
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+        assert syncs(heir) == (1, 0)
+    document = tape.histories()[second]
+    assert (document["reason"], document["parent"]) == ("full-resync", None)
+    [gap] = documents_of(tape.source, "gaps/*/*.json")
+    assert (gap["replid"], gap["start_offset"]) == (first, end)
+    assert "lacks +info" in str(gap["reason"])
+    [row] = tape.orphaned()
+    assert (row["replid"], row["orphaned"]) == (first, "unknown")
+    assert row["continued_as"] == second
+    assert (
+        "orphaned: unknown"
+        in kvtape("audit", "--orphaned", "--repo", tape.folder / "repo").out
+    )
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-8.0"], indirect=True)
+def test_where_the_heirs_backlog_does_not_reach_back_the_gap_begins_at_the_fork(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old = quiet(start_server, server_name)
+    heir = quiet(start_server, server_name, repl_backlog_size="16kb")
+    with Switch(old.port) as between, scene(old, tmp_path) as tape:
+        follow(heir, between.port)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        tape.write(old, ("SELECT", 3), *LOST)
+        first = tape.taping.replid
+        tape.mark(old)
+        old.kill()
+        tape.switch.turn_to(None)
+        promote(heir)
+        with PlainClient(heir.client()) as plain:
+            plain.exchange([("SET", f"key{n}", "x" * 1000) for n in range(200)])
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+    document = tape.histories()[second]
+    assert (document["reason"], document["parent"]) == ("full-resync", first)
+    assert document["parent_offset"] == fork
+    [gap] = documents_of(tape.source, "gaps/*/*.json")
+    assert (gap["replid"], gap["start_offset"]) == (first, fork)
+    assert "failed over: the server goes on from" in str(gap["reason"])
+    assert "bytes after that" in str(gap["reason"])
+    assert [row["command"] for row in tape.orphaned()] == listed(LOST)
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-6.2", "redis-8.0"], indirect=True)
+def test_two_failovers_and_one_back_are_one_story(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    first, second, third = (quiet(start_server, server_name) for _ in range(3))
+    replids = []
+    with Switch(first.port) as between, scene(first, tmp_path) as tape:
+        follow(second, between.port)
+        follow(third, second.port)
+        fork = tape.write(first, *SHARED)
+        wait_until(lambda: offset_of(third) == fork)
+        between.turn_to(None)
+        tape.write(first, ("SELECT", 3), *LOST)
+        tape.mark(first)
+        replids.append(tape.taping.replid)
+        # To the second, which lagged.
+        promote(second)
+        tape.turn_to(second)
+        later = tape.write(second, *NEW)
+        tape.mark(second)
+        replids.append(tape.taping.replid)
+        wait_until(lambda: offset_of(third) == later)
+        # To the third, which did not; and back to the first, made its replica.
+        promote(third)
+        tape.turn_to(third)
+        tape.write(third, ("SET", "third", 1))
+        tape.mark(third)
+        replids.append(tape.taping.replid)
+        follow(first, third.port)
+        end = offset_of(third)
+        wait_until(lambda: offset_of(first) == end)
+        promote(first)
+        tape.turn_to(first)
+        tape.write(first, ("SET", "back", 1))
+        tape.mark(first)
+        replids.append(tape.taping.replid)
+    histories = tape.histories()
+    assert len(set(replids)) == 4
+    parents = [histories[replid]["parent"] for replid in replids]
+    assert parents == [None, *replids[:-1]]
+    forks = [histories[replid]["parent_offset"] for replid in replids]
+    assert forks == [None, fork, later, end]
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    assert [row["command"] for row in tape.orphaned()] == listed(LOST)
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize(
+    "server_name", ["redis-6.2", "redis-7.0", "valkey-9.1"], indirect=True
+)
+def test_a_primary_that_restarts_with_its_rdb_file_goes_on_from_7_0_on(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    server = quiet(start_server, server_name)
+    with scene(server, tmp_path) as tape:
+        saved = tape.write(server, *SHARED)
+        with PlainClient(server.client()) as plain:
+            plain.ask("SAVE")
+        tape.write(server, ("SELECT", 3), *LOST)
+        first, end = tape.taping.replid, tape.mark(server)
+        tape.switch.turn_to(None)
+        server.kill()
+        server.start()
+        tape.turn_to(server)
+        tape.write(server, *NEW)
+        second = tape.taping.replid
+        tape.mark(server)
+        continued = syncs(server) == (0, 1)
+    assert continued == (server_name != "redis-6.2")
+    document = tape.histories()[second]
+    gaps = documents_of(tape.source, "gaps/*/*.json")
+    if continued:
+        assert (document["reason"], document["parent"]) == ("failover", first)
+        assert document["parent_offset"] == saved
+        assert gaps == []
+        assert [row["command"] for row in tape.orphaned()] == listed(LOST)
+    else:
+        assert (document["reason"], document["parent"]) == ("full-resync", None)
+        assert [(gap["replid"], gap["start_offset"]) for gap in gaps] == [(first, end)]
+        # At once; a second later its uptime would tell when.
+        assert "restarted or replaced (its run_id changed)" in str(gaps[0]["reason"])
+        assert [row["orphaned"] for row in tape.orphaned()] == ["unknown"]
+    tape.check_moments(server_name)
