@@ -147,6 +147,37 @@ def test_putting_something_else_is_refused_and_overwrites_nothing(
     assert store.list() == {"a/one": len(LARGE)}
 
 
+def test_what_is_deleted_is_gone_and_nothing_else(store: Store) -> None:
+    for path in ("a/b/one", "a/two", "top"):
+        store.put(path, b"x")
+    for path in ("a/b/one", "a/b/one", "a/b/nosuch", "no/such", "nosuch"):
+        store.delete(path)
+        assert store.list() == {"a/two": 1, "top": 1}
+    store.delete("a/two")
+    store.delete("top")
+    assert store.list() == {}
+    store.put("a/b/one", b"other")
+    assert store.read("a/b/one") == b"other"
+
+
+def test_a_folder_keeps_no_empty_folders(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "repo")
+    for path in ("a/b/c/one", "a/two"):
+        store.put(path, b"x")
+    store.delete("a/b/c/one")
+    assert [path.name for path in (tmp_path / "repo" / "a").iterdir()] == ["two"]
+    store.delete("a/two")
+    assert list((tmp_path / "repo").iterdir()) == []
+
+
+def test_what_cannot_be_deleted_is_an_error(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("a/one", b"x")
+    with pytest.raises(RepositoryError, match=r"cannot delete .*/a: Is a directory"):
+        store.delete("a")
+    assert store.list() == {"a/one": 1}
+
+
 def test_what_is_being_written_is_not_listed(tmp_path: Path, store: Store) -> None:
     store.put("a/one", b"1")
     folder = tmp_path / "repo" / "a"

@@ -70,6 +70,10 @@ class TroubledStore:
         self.trouble(path)
         self.store.put(path, source)
 
+    def delete(self, path: str) -> None:
+        """Delete from the folder."""
+        self.store.delete(path)
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> TroubledStore:

@@ -136,6 +136,15 @@ class FsspecStore:
             if not self._write(source, target):
                 must_be_same(self.open(path), source, f"{self.url}/{path}")
 
+    def delete(self, path: str) -> None:
+        """Delete an object; where a store has folders, they stay."""
+        with translated(f"{self.url}/{path}", "delete", self._passwords):
+            try:
+                self._filesystem.rm_file(f"{self._root}/{path}")
+            except FileNotFoundError as error:
+                if is_no_bucket(error):
+                    raise
+
     def _tree(self, folder: str, depth: int | None) -> Sequence[Any]:
         if self._is_atomic and depth is None:
             return _none_if_absent(self._filesystem.find, folder)

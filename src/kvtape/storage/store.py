@@ -49,6 +49,9 @@ class Store(Protocol):
     def put(self, path: str, source: Path | bytes) -> None:
         """Write an object. One with the same content is fine, another is an error."""
 
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is not there is fine."""
+
 
 def open_store(url: str) -> Store:
     """Return the store for a path or an fsspec URL. Nothing is created or read."""
@@ -125,6 +128,18 @@ class LocalStore:
                 partial.unlink(missing_ok=True)
             sync_folder(target.parent)
 
+    def delete(self, path: str) -> None:
+        """Delete an object, and the folders that are empty then.
+
+        Whoever writes into such a folder at that moment fails, and has to try again.
+        """
+        target = self.folder / path
+        with translated(f"{self.url}/{path}", "delete"):
+            target.unlink(missing_ok=True)
+            for folder in target.parents:
+                if folder == self.folder or not _remove_if_empty(folder):
+                    break
+
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, durably."""
@@ -181,6 +196,17 @@ def _name_once(partial: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(target) from None
         partial.rename(target)
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    """Remove a folder with nothing in it; return whether it is gone."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True  # somebody else did
+    except OSError:
+        return False  # not empty, or not ours to remove: it does no harm
+    return True
 
 
 def _raise(error: OSError) -> None:

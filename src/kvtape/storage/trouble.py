@@ -69,8 +69,13 @@ _NETWORK = frozenset(
 # A mistake in a URL, a profile or a configuration file.
 _MISTAKES = ("BotoCoreError", "ValueError", "TypeError", "LookupError", "ImportError")
 
-_RIGHTS = {"read": "s3:GetObject", "list": "s3:ListBucket", "write": "s3:PutObject"}
-_VERBS = {"read": "read from", "list": "list", "write": "write to"}
+_RIGHTS = {
+    "read": "s3:GetObject",
+    "list": "s3:ListBucket",
+    "write": "s3:PutObject",
+    "delete": "s3:DeleteObject",
+}
+_VERBS = {"read": "read from", "list": "list", "write": "write to", "delete": "delete"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Trouble:
 
 
 def judge(error: BaseException, what: str, verb: str) -> Trouble:
-    """Tell what an error of a store means. verb is read, list or write."""
+    """Tell what an error of a store means. verb is read, list, write or delete."""
     chain = list(_chain(error))
     codes = {code for link in chain for code in _codes(link)}
     statuses = {status for link in chain if (status := _status(link)) is not None}
