@@ -6,7 +6,13 @@ import pytest
 import trio
 
 from kvtape.server.client import open_client
-from kvtape.server.info import ServerInfo, ask, ask_info, ask_setting
+from kvtape.server.info import (
+    ServerInfo,
+    ask,
+    ask_hello,
+    ask_info,
+    ask_setting,
+)
 from kvtape.server.url import ServerUrl
 from kvtape.tape.documents import Server as Identity
 from plain_client import PlainClient
@@ -135,3 +141,53 @@ def test_numbers_are_numbers() -> None:
 def test_valkey_is_not_taken_for_the_redis_it_is_compatible_with() -> None:
     fields = {"redis_version": "7.2.4", "valkey_version": "9.0.1"}
     assert ServerInfo(fields).server == Identity("valkey", "9.0.1")
+
+
+def test_everybody_may_ask_what_a_server_is(
+    server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    with PlainClient(server.client()) as plain:
+        plain.ask("ACL", "SETUSER", "me", "on", ">secret", "-@all", "+psync")
+        version = asked(server).server.version
+
+    async def main() -> ServerInfo:
+        url = ServerUrl("127.0.0.1", server.port, "me", "secret")
+        async with open_client(url) as client:
+            return await ask_hello(client)
+
+    info = trio.run(main)
+    family = IDENTITIES[server_name].family
+    assert info.server == Identity(family, version, role="primary")
+    assert info.fields["cluster_enabled"] == "0"
+    server.client().replicaof("127.0.0.1", "1")
+    assert trio.run(main).server.role == "replica"
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "left"),
+    [(99, 1000, None), (100, 1000, 500), (600, 1000, 1000), (100, 500, 0)],
+)
+def test_how_much_may_be_written_before_an_offset_is_lost(
+    offset: int, size: int, left: int | None
+) -> None:
+    fields = {
+        "repl_backlog_first_byte_offset": "101",
+        "repl_backlog_histlen": "500",
+        "repl_backlog_size": str(size),
+    }
+    assert ServerInfo(fields).headroom(offset) == left
+    for missing in fields:
+        others = {name: value for name, value in fields.items() if name != missing}
+        assert ServerInfo(others).headroom(offset) is None
+
+
+def test_replicas_are_known_by_their_ports() -> None:
+    shown = {
+        "slave0": "ip=10.0.0.1,port=6379,state=online,offset=1,lag=0",
+        "slave1": "ip=10.0.0.2,port=70000,state=online,offset=0,lag=1,type=replica",
+        "slave_read_only": "1",
+        "slave_priority": "port=7",
+    }
+    assert ServerInfo(shown).replica_ports == [6379, 70000]
+    assert ServerInfo({}).replica_ports == []

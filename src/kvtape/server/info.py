@@ -46,6 +46,39 @@ class ServerInfo:
         return "min_slaves_good_slaves" in self.fields
 
     @property
+    def offset(self) -> int | None:
+        """How long its stream is: what a replica would have to have."""
+        return self.number("master_repl_offset")
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether it keeps its stream; False also if unknown."""
+        return self.fields.get("repl_backlog_active") == "1"
+
+    def headroom(self, offset: int) -> int | None:
+        """How many bytes may still be written before an offset cannot be continued.
+
+        None if unknown, or if it cannot be now.
+        """
+        first = self.number("repl_backlog_first_byte_offset")
+        length = self.number("repl_backlog_histlen")
+        size = self.number("repl_backlog_size")
+        if first is None or length is None or size is None or offset + 1 < first:
+            return None
+        return offset + 1 - first + max(0, size - length)
+
+    @property
+    def replica_ports(self) -> list[int]:
+        """The ports that its replicas announced; empty also if unknown."""
+        ports = []
+        for name, value in self.fields.items():
+            if name.removeprefix("slave").isdigit():
+                words = dict(part.partition("=")[::2] for part in value.split(","))
+                if words.get("port", "").isdigit():
+                    ports.append(int(words["port"]))
+        return ports
+
+    @property
     def keys(self) -> int:
         """How many keys it holds."""
         return sum(
@@ -129,6 +162,35 @@ async def ask_info(client: Client) -> ServerInfo:
             if colon and not line.startswith("#"):
                 fields[name] = value
     return ServerInfo(fields)
+
+
+async def ask_hello(client: Client) -> ServerInfo:
+    """Ask for what every user may: family, release, role and mode, as INFO's fields.
+
+    HELLO needs no permission (its command flag is no_auth), so this is known of users
+    that may do nothing but replicate; tried on Redis 6.2 to 8.0 and Valkey 8.0 to 9.1.
+    """
+    try:
+        reply = await client.call("HELLO")
+    except ReplyError:
+        return ServerInfo({})
+    words = reply if isinstance(reply, list) else []
+    said = {
+        str(name, "utf-8", "replace"): str(value, "utf-8", "replace")
+        for name, value in zip(words[::2], words[1::2], strict=False)
+        if isinstance(name, bytes) and isinstance(value, bytes)
+    }
+    family = said.get("server", "redis")
+    fields = {
+        "server_name": family,
+        f"{family}_version": said.get("version"),
+        "role": {"replica": "slave"}.get(said.get("role", ""), said.get("role")),
+        "redis_mode": said.get("mode"),
+        "cluster_enabled": str(int(said["mode"] == "cluster"))
+        if "mode" in said
+        else "",
+    }
+    return ServerInfo({name: value for name, value in fields.items() if value})
 
 
 async def ask_setting(client: Client, name: str) -> str | None:
