@@ -25,9 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors", "replication", "tape"},
     "record": {"errors", "signal", "replication", "tape", "storage", "server"},
     "restore": {"errors", "signal", "replication", "tape", "storage", "server"},
+    # The spool's place and what to acknowledge are recording's to say.
+    "check": {"errors", "replication", "tape", "storage", "server", "record"},
     "cli": {
         *("errors", "signal", "replication", "tape", "storage", "server"),
-        *("record", "restore"),
+        *("record", "restore", "check"),
     },
     "__main__": {"cli", "errors"},
     # The API: everything that the command line stands on.

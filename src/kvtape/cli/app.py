@@ -9,6 +9,7 @@ import typer
 
 from kvtape.cli import output
 from kvtape.cli.audit import audit
+from kvtape.cli.check import check
 from kvtape.cli.demo import demo
 from kvtape.cli.info import info
 from kvtape.cli.record import record
@@ -43,6 +44,7 @@ def kvtape(
 
 
 app.command()(record)
+app.command()(check)
 app.command()(info)
 app.command()(audit)
 app.command()(restore)

@@ -1,0 +1,1 @@
+"""Before recording and any time later: what could go wrong, with numbers and advice."""

@@ -1,0 +1,184 @@
+"""The whole check: repository, spool and server, in bounded time.
+
+The repository comes first, since it knows the address and how far is recorded. What one
+part cannot tell does not keep another from being asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from kvtape.check.ask import ask_server
+from kvtape.check.facts import Position, ServerFacts
+from kvtape.check.finding import Finding
+from kvtape.check.fitness import fitness, reachability, unknown
+from kvtape.check.headroom import headroom, spool_disk, spool_space
+from kvtape.check.repository import NAMES, Place, identify, not_tried, probe, stored
+from kvtape.check.spool import disk_facts, position
+from kvtape.errors import Error, RepositoryError, UsageError
+from kvtape.record.acknowledge import AckOption
+from kvtape.record.agent import default_spool
+from kvtape.server.url import ServerUrl, parse_url
+from kvtape.storage.repository import SourceFolder
+from kvtape.storage.store import open_store
+from kvtape.tape.catalogue import Catalogue
+from kvtape.tape.documents import Source
+
+# A store that is throttled or far away may take some tries; then it is too slow.
+STORE_TIMEOUT = 60.0
+
+# Beside those, resume: of a server, where something is recorded of it.
+SERVER_NAMES = (
+    *("reachability", "permission", "version", "role", "cluster", "min-replicas"),
+    *("sharing", "persistence", "fork-memory", "clock"),
+    *("backlog", "backlog-ttl", "output-buffer"),
+)
+
+_SPOOL_NAMES = ("spool-disk", "spool-space")
+
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What to check. sample is for how many seconds the rate of writes is measured.
+
+    Without a URL the server is the one that the source was recorded from, with the
+    password given here.
+    """
+
+    repository: str
+    url: ServerUrl | None = None
+    source: str | None = None
+    spool: Path | None = None
+    ack: AckOption = "auto"
+    sample: float = 3.0
+    password: str | None = None
+
+
+async def check(options: CheckOptions) -> list[Finding]:
+    """Check everything. UsageError where it is not clear which source is meant."""
+    place, findings = await _of_repository(options.repository)
+    source = _choose(place.sources, options)
+    folder = catalogue = None
+    if place.repository is not None and source is not None:
+        folder = SourceFolder(place.repository.store, source.name)
+        catalogue, found = await _of_source(folder)
+        findings += found
+    facts = await _ask(options, source)
+    spool = await _spool(options, folder)
+    if spool is None:
+        hint = "say where it is by --spool"
+        message = "where the spool is follows from the repository"
+        findings += [unknown(name, message, hint) for name in _SPOOL_NAMES]
+    else:
+        disk = await _blocking(partial(disk_facts, spool))
+        findings += [spool_disk(disk), spool_space(disk, facts)]
+    if facts is None:
+        message = "no URL was given, and no source here says where its server is"
+        hint = "kvtape check URL also checks the server"
+        return [*findings, unknown("reachability", message, hint)]
+    return [*findings, *_of_server(facts, options, await _where(catalogue, spool))]
+
+
+async def _of_repository(url: str) -> tuple[Place, list[Finding]]:
+    """Find out what is there, and try it out if it is ours."""
+    place, findings = Place([]), list[Finding]()
+    try:
+        place = await _blocking(partial(identify, url))
+        findings += place.findings
+        if place.may_be_written:
+            findings += await _blocking(partial(probe, url))
+        else:
+            why = "it is not certain that the place is kvtape's"
+            findings += [not_tried(name, why) for name in NAMES[2:]]
+    except RepositoryError as error:
+        name, *others = NAMES[len(findings) :]
+        findings.append(Finding(name, "fail", str(error), {}, "is the store in reach?"))
+        findings += [not_tried(other, "the store hangs") for other in others]
+    return place, findings
+
+
+async def _of_source(folder: SourceFolder) -> tuple[Catalogue | None, list[Finding]]:
+    try:
+        catalogue = await _blocking(folder.catalogue)
+    except Error as error:
+        hint = "a restore would fail as this did"
+        return None, [Finding("stored", "fail", str(error), {}, hint)]
+    return catalogue, list(stored(folder.name, catalogue, int(time.time() * 1000)))
+
+
+async def _spool(options: CheckOptions, folder: SourceFolder | None) -> Path | None:
+    """Return the spool's folder; None if it cannot be told."""
+    if options.spool is not None:
+        return options.spool
+    if folder is None:
+        try:
+            store = await _blocking(partial(open_store, options.repository))
+        except Error:
+            return None  # and repository-list has said why
+        folder = SourceFolder(store, options.source or "source")
+    return default_spool(folder)
+
+
+async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | None:
+    url = options.url
+    if url is None and source is not None:
+        url = parse_url(f"redis://{source.address}").with_password(options.password)
+    return None if url is None else await ask_server(url, options.sample)
+
+
+async def _where(catalogue: Catalogue | None, spool: Path | None) -> Position | None:
+    if spool is None:
+        return None
+    try:
+        return await _blocking(partial(position, catalogue, spool))
+    except (OSError, Error):
+        # spool-disk and stored have said what is wrong with either.
+        return None
+
+
+def _of_server(
+    facts: ServerFacts, options: CheckOptions, where: Position | None
+) -> list[Finding]:
+    if facts.trouble is not None:
+        why = "the server was not reached"
+        names = [*SERVER_NAMES[1:], *(["resume"] if where is not None else [])]
+        return [reachability(facts), *(unknown(name, why, "") for name in names)]
+    return [*fitness(facts, options.ack), *headroom(facts, where)]
+
+
+def _choose(sources: Mapping[str, Source], options: CheckOptions) -> Source | None:
+    """Return the source that is meant; None if it is not recorded yet."""
+    if options.source is not None:
+        return sources.get(options.source)
+    url = options.url
+    if url is not None:
+        sources = {
+            name: source
+            for name, source in sources.items()
+            if source.address == url.address
+        }
+    if len(sources) > 1:
+        raise UsageError(
+            f"the repository holds the sources {', '.join(sorted(sources))}: say which "
+            "by --source"
+        )
+    return next(iter(sources.values()), None)
+
+
+async def _blocking(call: Callable[[], Returned]) -> Returned:
+    """Run what blocks in a thread; RepositoryError if it takes too long.
+
+    The thread is left behind then: there is no way to end it.
+    """
+    with trio.move_on_after(STORE_TIMEOUT):
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+    raise RepositoryError(f"no answer for {STORE_TIMEOUT:.0f} s")
