@@ -27,7 +27,8 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
-from kvtape.server.url import ServerUrl, format_address, parse_address, parse_url
+from kvtape.server.tls import Tls
+from kvtape.server.url import format_address, parse_address, parse_url
 from kvtape.tape.point import (
     Point,
     ToLatest,
@@ -145,10 +146,11 @@ def restore(
     at or before the point. Keys whose time has passed since then expire.
     """
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
-    target = None if into is None else parse_url(into).with_tls(tls)
     request = _Request(
         point=_point(to_offset, to_time, latest=to_latest),
-        place=_place(data_dir, serve_at, target, announce, password_file, force=force),
+        place=_place(
+            data_dir, serve_at, into, tls, announce, password_file, force=force
+        ),
         layout=layout,
         force=force,
         dry_run=dry_run,
@@ -279,7 +281,8 @@ def _point(to_offset: str | None, to_time: str | None, *, latest: bool) -> Point
 def _place(
     data_dir: Path | None,
     serve_at: str | None,
-    into: ServerUrl | None,
+    into: str | None,
+    tls: Tls | None,
     announce: str | None,
     password_file: Path | None,
     *,
@@ -297,7 +300,7 @@ def _place(
         host, port = parse_address(serve_at)
         return ServeOptions(host, port, password, force)
     if into is not None:
-        url = into.with_password(password)
+        url = parse_url(into).with_tls(tls).with_password(password)
         address = None if announce is None else parse_address(announce)
         if address is not None and not all(address):
             raise UsageError("--announce needs both: HOST:PORT")
