@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 def facts(
-    fields: Mapping[str, str | int | None] | None = None,
+    fields: Mapping[str, Any] | None = None,
     rate: int = 1024,
     settings: Mapping[str, str] = SETTINGS,
     **others: Any,  # noqa: ANN401

@@ -146,7 +146,7 @@ def test_the_file_may_be_named_by_the_environment(
             "[info], [record], [restore]",
         ),
         ("record = 1", "the unknown key record", "repo"),
-        ("ack = 1", "the unknown key ack;", "repo"),
+        ("upload-interval = 1", "the unknown key upload-interval;", "repo"),
         ("[info]\nconfig = 1", "the unknown key config in [info]", "json"),
         ("[info]\nto_time = 1", "the unknown key to_time in [info]", "json"),
     ],

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The API: everything that the command line stands on.
     "__init__": {
         *("errors", "signal", "replication", "tape", "storage", "server"),
-        *("record", "restore"),
+        *("record", "restore", "check"),
     },
 }
 

@@ -109,11 +109,12 @@ def test_the_commands_of_the_readme_do_what_it_says(
     kvtape: Callable[[str], subprocess.Popen[str]],
 ) -> None:
     source, target, follower = (start_server(server_name) for _ in range(3))
-    record, *others = [
+    check, record, *others = [
         line.replace(":6379", f":{source.port}").replace(":6380", f":{target.port}")
         for line in COMMANDS
     ]
     assert record.startswith("record ")
+    finish(kvtape(check))
     with source.client() as client:
         client.set("before", "the snapshot")
         recording = kvtape(record)

@@ -4,6 +4,7 @@ What the command line does, a script can do:
 
 - record: make an Agent of RecordOptions and run it with trio.run(agent.run); stop() has
   it store what it has and return.
+- check: run_checks() of CheckOptions, with trio, returns a list of Finding.
 - plan: open_job() finds out what a restore to a point takes, and restores nothing.
 - restore: restore_data_dir() into a folder, restore_into() into a running server, and
   serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
@@ -14,6 +15,8 @@ Every error that is not a bug is an Error, whose exit_status is the command line
 
 from __future__ import annotations
 
+from kvtape.check.finding import Finding
+from kvtape.check.survey import CheckOptions, run_checks
 from kvtape.errors import (
     DestinationError,
     Error,
@@ -39,8 +42,10 @@ from kvtape.tape.point import ToLatest, ToOffset, ToTime
 
 __all__ = [
     "Agent",
+    "CheckOptions",
     "DestinationError",
     "Error",
+    "Finding",
     "IdentityError",
     "IntoOptions",
     "Job",
@@ -67,5 +72,6 @@ __all__ = [
     "recorded_commands",
     "restore_data_dir",
     "restore_into",
+    "run_checks",
     "serve",
 ]

@@ -1,6 +1,6 @@
 """Asking a server, without leaving a trace that matters.
 
-Some twenty short commands over one connection, none of which changes anything: no PSYNC
+A dozen short commands over one connection, none of which changes anything: no PSYNC
 (one that cannot be continued is a full resync), no write, no setting. REPLCONF is tried
 for real; before a PSYNC it only notes a port for this connection. A command that is not
 allowed adds to ACL LOG and to errorstats. Each wait is bounded.
@@ -11,18 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from kvtape.check.facts import ServerFacts
 from kvtape.errors import ServerError, cause_of
+from kvtape.replication.refusal import refused
 from kvtape.replication.replica import HIDDEN_PORT
 from kvtape.server.client import Client, ReplyError, open_client
 from kvtape.server.info import ServerInfo, ask_hello, ask_info, ask_setting
 from kvtape.server.url import ServerUrl
 
-CONNECT_TIMEOUT = 15.0
+# A connection, a TLS handshake and a login, each of which has a limit of its own.
+CONNECT_TIMEOUT = 30.0
 ANSWER_TIMEOUT = 10.0
 
 # The clock is read as often, and the quickest answer believed.
@@ -77,7 +80,8 @@ async def _ask(client: Client, sample: float, connecting: float) -> ServerFacts:
 
     hello = await in_time(lambda: ask_hello(client))
     offset, round_trip = await in_time(lambda: _clock(client))
-    may = await in_time(lambda: _permissions(client))
+    version = hello.server.version or ""
+    permissions = await in_time(lambda: _permissions(client, version))
     settings = await in_time(lambda: _settings(client))
     # Last, so that none of our own commands is taken for a client's.
     first, began = await in_time(lambda: ask_info(client)), trio.current_time()
@@ -95,7 +99,8 @@ async def _ask(client: Client, sample: float, connecting: float) -> ServerFacts:
         round_trip,
         offset,
         settings,
-        may,
+        permissions.may,
+        permissions.refusal,
     )
 
 
@@ -135,26 +140,39 @@ async def _clock(client: Client) -> tuple[float | None, float]:
 # Permissions.
 
 
-async def _permissions(client: Client) -> dict[str, bool | None]:
-    """Return whether the user may run PSYNC and REPLCONF, as far as can be asked."""
+@dataclass(frozen=True, slots=True)
+class _Permissions:
+    """Whether the user may run PSYNC and REPLCONF, and what was said if not."""
+
+    may: dict[str, bool | None]
+    refusal: str | None = None
+
+
+async def _permissions(client: Client, version: str) -> _Permissions:
+    """Find out as much as may be asked."""
+    # Renamed or taken away, as managed services do.
+    known = await _try(client, "COMMAND", "INFO", "PSYNC")
+    if known == [None]:
+        refusal = refused("ERR unknown command 'PSYNC'", "PSYNC")
+        return _Permissions({"psync": False, "replconf": None}, str(refusal))
     try:
         await client.call("REPLCONF", "listening-port", HIDDEN_PORT)
-        may_replconf = True
-    except ReplyError:
-        # Not allowed, or taken away by a proxy or a managed service.
-        may_replconf = False
-    return {"psync": await _may_psync(client), "replconf": may_replconf}
+    except ReplyError as error:
+        refusal = refused(str(error).partition(": ")[2], "REPLCONF")
+        return _Permissions({"psync": None, "replconf": False}, str(refusal))
+    return _Permissions({"psync": await _may_psync(client, version), "replconf": True})
 
 
-async def _may_psync(client: Client) -> bool | None:
+async def _may_psync(client: Client, version: str) -> bool | None:
     user = await _try(client, "ACL", "WHOAMI")
     if not isinstance(user, bytes):
         return None
     name = user.decode("utf-8", "surrogateescape")
-    # Redis 7 and later, and Valkey: OK, or a sentence.
-    reply = await _try(client, "ACL", "DRYRUN", name, "PSYNC", "?", "-1")
-    if isinstance(reply, bytes):
-        return reply == b"OK"
+    # Redis 6.2 does not know it, and would count an error.
+    if not version.startswith("6."):
+        reply = await _try(client, "ACL", "DRYRUN", name, "PSYNC", "?", "-1")
+        if isinstance(reply, bytes):
+            return reply == b"OK"  # or a sentence
     described = await _try(client, "ACL", "GETUSER", name)
     if not isinstance(described, list):
         return None

@@ -40,7 +40,8 @@ class ServerFacts:
     """What a server let itself be asked, before and after an interval.
 
     who is known also where INFO is not allowed. settings has what CONFIG GET told;
-    may what is known of the user's commands. clock_offset is the server's clock minus
+    may what is known of the user's commands, and refusal what the server said where it
+    refused one. clock_offset is the server's clock minus
     ours, in seconds, and round_trip how far off that can be, twice.
     """
 
@@ -53,6 +54,7 @@ class ServerFacts:
     clock_offset: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     may: Mapping[str, bool | None] = field(default_factory=dict)
+    refusal: str | None = None
     trouble: str | None = None
 
     @property

@@ -29,6 +29,7 @@ SKEW_WARN, SKEW_FAIL = 1.0, 60.0
 FORK_WARN = 1.0
 
 _COMMANDS = ("psync", "replconf")
+_ALLOW = "allow it by ACL SETUSER <user> +psync +replconf"
 
 NEEDS_INFO = "allow it by ACL SETUSER <user> +info"
 UNASKED = "INFO is not allowed"
@@ -73,10 +74,10 @@ def reachability(facts: ServerFacts) -> Finding:
 
 def permission(facts: ServerFacts) -> Finding:
     """Whether the user may replicate. PSYNC itself is never tried."""
-    hint = "allow it by ACL SETUSER <user> +psync +replconf"
     refused = [name.upper() for name in _COMMANDS if facts.may.get(name) is False]
     if refused:
-        message = f"the user may not run {' and '.join(refused)}"
+        message = facts.refusal or f"the user may not run {' and '.join(refused)}"
+        hint = "" if facts.refusal else _ALLOW
         return Finding("permission", "fail", message, _allowed(facts), hint)
     if facts.may.get("psync") is None or facts.may.get("replconf") is None:
         return Finding(

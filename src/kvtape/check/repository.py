@@ -45,9 +45,10 @@ class _Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is at a repository's URL: nothing known, without findings that are ok."""
+    """What is at a repository's URL, as far as it could be looked at."""
 
     findings: list[Finding]
+    store: Store | None = None
     repository: Repository | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
 
@@ -75,29 +76,30 @@ def identify(url: str) -> Place:
     listed = Finding(_LIST, "ok", f"took {duration(took)}", measured)
     if not listing:
         message = f"{store.url} is empty: kvtape record creates a repository there"
-        return Place([listed, Finding(_IDENTITY, "ok", message, {"sources": 0})])
+        empty = Finding(_IDENTITY, "ok", message, {"sources": 0})
+        return Place([listed, empty], store)
     try:
         repository = open_repository(url)
         sources = repository.sources()
     except (IdentityError, VerificationError) as error:
         hint = "give another place by --repo; nothing was written to this one"
-        return Place([listed, _failed(_IDENTITY, error, hint)])
+        return Place([listed, _failed(_IDENTITY, error, hint)], store)
     except Error as error:
-        return Place([listed, _failed(_IDENTITY, error, "allow reading there")])
+        refused = _failed(_IDENTITY, error, "allow reading there")
+        return Place([listed, refused], store)
     found = f"a repository with {_count(len(sources), 'source')}"
     names = f": {', '.join(sorted(sources))}" if sources else ""
     measured = {"sources": len(sources)}
     ours = Finding(_IDENTITY, "ok", found + names, measured)
-    return Place([listed, ours], repository, sources)
+    return Place([listed, ours], store, repository, sources)
 
 
-def probe(url: str) -> list[Finding]:
+def probe(store: Store) -> list[Finding]:
     """Put a probe, read it back, try to put another in its place, and delete it.
 
     Blocks. A probe that could not be deleted is named.
     """
     path, content = f"{PROBES}/{uuid.uuid4().hex}", uuid.uuid4().bytes
-    store = open_store(url)
     took, put = _timed(lambda: store.put(path, content))
     if isinstance(put, _Trouble):
         hint = "allow creating objects there, or free some space"

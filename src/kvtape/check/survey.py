@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from kvtape.check.ask import ask_server
-from kvtape.check.facts import Position, ServerFacts
+from kvtape.check.facts import DiskFacts, Position, ServerFacts
 from kvtape.check.finding import Finding
 from kvtape.check.fitness import fitness, reachability, unknown
 from kvtape.check.headroom import headroom, spool_disk, spool_space
@@ -27,7 +27,7 @@ from kvtape.record.acknowledge import AckOption
 from kvtape.record.agent import default_spool
 from kvtape.server.url import ServerUrl, parse_url
 from kvtape.storage.repository import SourceFolder
-from kvtape.storage.store import open_store
+from kvtape.storage.store import Store
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.documents import Source
 
@@ -63,7 +63,7 @@ class CheckOptions:
     password: str | None = None
 
 
-async def check(options: CheckOptions) -> list[Finding]:
+async def run_checks(options: CheckOptions) -> list[Finding]:
     """Check everything. UsageError where it is not clear which source is meant."""
     place, findings = await _of_repository(options.repository)
     source = _choose(place.sources, options)
@@ -73,13 +73,13 @@ async def check(options: CheckOptions) -> list[Finding]:
         catalogue, found = await _of_source(folder)
         findings += found
     facts = await _ask(options, source)
-    spool = await _spool(options, folder)
+    spool = _spool(options, folder, place.store)
     if spool is None:
         hint = "say where it is by --spool"
         message = "where the spool is follows from the repository"
         findings += [unknown(name, message, hint) for name in _SPOOL_NAMES]
     else:
-        disk = await _blocking(partial(disk_facts, spool))
+        disk = await _disk(spool)
         findings += [spool_disk(disk), spool_space(disk, facts)]
     if facts is None:
         message = "no URL was given, and no source here says where its server is"
@@ -94,8 +94,8 @@ async def _of_repository(url: str) -> tuple[Place, list[Finding]]:
     try:
         place = await _blocking(partial(identify, url))
         findings += place.findings
-        if place.may_be_written:
-            findings += await _blocking(partial(probe, url))
+        if place.store is not None and place.may_be_written:
+            findings += await _blocking(partial(probe, place.store))
         else:
             why = "it is not certain that the place is kvtape's"
             findings += [not_tried(name, why) for name in NAMES[2:]]
@@ -115,17 +115,16 @@ async def _of_source(folder: SourceFolder) -> tuple[Catalogue | None, list[Findi
     return catalogue, list(stored(folder.name, catalogue, int(time.time() * 1000)))
 
 
-async def _spool(options: CheckOptions, folder: SourceFolder | None) -> Path | None:
+def _spool(
+    options: CheckOptions, folder: SourceFolder | None, store: Store | None
+) -> Path | None:
     """Return the spool's folder; None if it cannot be told."""
     if options.spool is not None:
         return options.spool
-    if folder is None:
-        try:
-            store = await _blocking(partial(open_store, options.repository))
-        except Error:
-            return None  # and repository-list has said why
+    if folder is None and store is not None:
+        # Not recorded yet: any name will do to find the disk.
         folder = SourceFolder(store, options.source or "source")
-    return default_spool(folder)
+    return None if folder is None else default_spool(folder)
 
 
 async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | None:
@@ -133,6 +132,13 @@ async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | No
     if url is None and source is not None:
         url = parse_url(f"redis://{source.address}").with_password(options.password)
     return None if url is None else await ask_server(url, options.sample)
+
+
+async def _disk(spool: Path) -> DiskFacts:
+    try:
+        return await _blocking(partial(disk_facts, spool))
+    except RepositoryError as error:
+        return DiskFacts(str(spool), trouble=str(error))
 
 
 async def _where(catalogue: Catalogue | None, spool: Path | None) -> Position | None:

@@ -12,8 +12,7 @@ from typing import Annotated
 import typer
 
 from kvtape.check.finding import Finding, Verdict, worst
-from kvtape.check.survey import CheckOptions
-from kvtape.check.survey import check as run_checks
+from kvtape.check.survey import CheckOptions, run_checks
 from kvtape.cli import options, output
 from kvtape.cli.runner import run_unless_signal
 from kvtape.errors import CheckError
