@@ -329,6 +329,37 @@ def test_bytes_that_a_child_has_from_before_the_fork_are_the_same_bytes() -> Non
     ]
 
 
+def test_a_full_resync_with_a_parent_is_restorable_from_its_snapshot_on() -> None:
+    stored = Stored()
+    stored.history(A)
+    stored.snapshot(A, 0)
+    stored.segment(A, 0, 120)
+    stored.history(B, parent=A, fork=100, created=time_at(300), reason="full-resync")
+    stored.segment(B, 150, 160, first=time_at(310), last=time_at(320))
+    # Its snapshot is not complete: the parent is the one to go on with.
+    assert spans(stored, B) == []
+    assert stored.catalogue().newest_history() == A
+    stored.snapshot(B, 150, time=time_at(300))
+    assert stored.catalogue().ranges(B) == [
+        Range(B, 150, 160, time_at(300), time_at(320))
+    ]
+    assert stored.catalogue().newest_history() == B
+
+
+def test_a_history_that_begins_at_a_hole_of_its_parent_is_not_reached_from_there() -> (
+    None
+):
+    stored = Stored()
+    stored.history(A)
+    stored.snapshot(A, 0)
+    stored.segment(A, 0, 80)
+    stored.history(B, parent=A, fork=100, created=time_at(90))
+    stored.segment(B, 90, 150)
+    assert spans(stored, B) == []
+    stored.snapshot(A, 95)
+    assert spans(stored, B) == [(95, 150)]
+
+
 def test_of_segments_that_overlap_the_one_that_reaches_furthest_is_taken() -> None:
     stored = Stored()
     stored.history(A)
@@ -386,6 +417,34 @@ def test_a_history_ends_where_the_last_of_it_is_stored() -> None:
     stored.segment(A, 20, 40)
     assert stored.catalogue().end(A) == 70
     assert stored.catalogue().end(B) is None
+
+
+def test_a_recording_goes_on_where_what_is_stored_ends() -> None:
+    stored = Stored()
+    stored.history(A)
+    assert stored.catalogue().tip(A) is None
+    snapshot = stored.snapshot(A, 50)
+    assert stored.catalogue().tip(A) == snapshot
+    last = stored.segment(A, 50, 70)
+    stored.segment(A, 60, 65)
+    assert stored.catalogue().tip(A) == last
+    # The backlog did not reach back.
+    later = stored.snapshot(A, 90)
+    assert stored.catalogue().tip(A) == later
+
+
+def test_after_a_server_went_back_a_recording_goes_on_behind_the_new_snapshot() -> None:
+    """It was restored from an image of its disk; its replid is in that, too."""
+    stored = Stored()
+    stored.history(A)
+    stored.snapshot(A, 0)
+    stored.segment(A, 0, 100)
+    back = stored.snapshot(A, 40, time=time_at(200))
+    assert stored.catalogue().tip(A) == back
+    again = stored.segment(A, 40, 60, first=time_at(201), last=time_at(220))
+    assert stored.catalogue().tip(A) == again
+    beyond = stored.segment(A, 60, 130, first=time_at(221), last=time_at(290))
+    assert stored.catalogue().tip(A) == beyond
 
 
 @given(

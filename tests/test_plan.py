@@ -367,6 +367,19 @@ def test_the_reason_of_another_gap_is_not_given() -> None:
     assert "after the last recorded byte; the last" in said
 
 
+def test_an_offset_in_the_gap_of_a_full_resync_is_refused_with_the_reason() -> None:
+    stored = recording()
+    stored.history(B, parent=A, fork=90, created=time_at(500), reason="full-resync")
+    stored.snapshot(B, 150, time=time_at(500))
+    stored.segment(B, 150, 160, first=time_at(510), last=time_at(520))
+    stored.gap(A, 90, None, "failed over")
+    said = refusal(stored.catalogue(), ToOffset(120))
+    assert "in a gap (failed over); the nearest that can be" in said
+    assert "restored are 90 and 150" in said
+    said = refusal(stored.catalogue(), ToOffset(170))
+    assert "170 is after the last recorded byte; the last" in said
+
+
 def test_a_history_may_be_named_by_its_beginning() -> None:
     catalogue = recording().catalogue()
     assert choose(catalogue, ToOffset(7, "aaaa")) == choose(catalogue, ToOffset(7, A))

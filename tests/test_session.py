@@ -79,6 +79,7 @@ class Recording:
             self.recorder.follow(position)
         self.commits = Commits(self.spool, [])
         self.session: Session | None = None
+        self.must_fork = False
         self.ack = ack
 
     @asynccontextmanager
@@ -101,6 +102,7 @@ class Recording:
             self.commits,
             self.queued,
             self.ack,
+            must_fork=self.must_fork,
         )
         return self.session
 

@@ -1,0 +1,110 @@
+"""Two servers' stories are put under one source only if somebody says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from kvtape.errors import IdentityError
+from kvtape.record.agent import Agent
+from plain_client import PlainClient
+from primaries import Teller
+from servers import Server, StartServer
+from tapes import command, documents_of, stream_of
+from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told
+
+OTHER = "b" * 40
+MORE = STREAM + command("SET", "more", 1)
+
+
+async def record(folder: Path, teller: Teller, **changes: object) -> int:
+    """Record all that a teller has, at an address of its own; return its port."""
+    async with told(teller) as port:
+        options = options_for(port, folder, until_offset=teller.end, **changes)
+        with trio.fail_after(20):
+            await Agent(options).run()
+    return port
+
+
+async def test_a_server_that_continues_is_the_same_at_any_address(
+    tmp_path: Path,
+) -> None:
+    await record(tmp_path, Teller(REPLID, START, STREAM, RDB))
+    await record(tmp_path, Teller(REPLID, START, MORE, RDB), source=None)
+    source = tmp_path / "repo" / "source"
+    assert stream_of(source, REPLID) == (START, MORE)
+    assert len(documents_of(source, "snapshots/*/*/manifest.json")) == 1
+
+
+async def test_a_full_resync_of_a_recorded_history_is_no_other_server(
+    tmp_path: Path,
+) -> None:
+    await record(tmp_path, Teller(REPLID, START, STREAM, RDB))
+    later = Teller(REPLID, START + len(MORE), STREAM, RDB)
+    await record(tmp_path, later)
+    [gap] = documents_of(tmp_path / "repo" / "source", "gaps/*/*.json")
+    assert gap["end_offset"] == later.start
+
+
+async def test_another_server_at_another_address_is_refused_and_nothing_stored(
+    tmp_path: Path,
+) -> None:
+    first = await record(tmp_path, Teller(REPLID, START, STREAM, RDB))
+    source = tmp_path / "repo" / "source"
+    before = {path: path.read_bytes() for path in source.rglob("*.*")}
+    for name in (None, "source"):
+        other = Teller(OTHER, START, MORE, RDB)
+        async with told(other) as port:
+            error = await error_of(options_for(port, tmp_path, source=name))
+        assert isinstance(error, IdentityError)
+        assert error.exit_status == 6
+        assert f"recorded from 127.0.0.1:{first}, and 127.0.0.1:{port}" in str(error)
+        assert "--adopt" in str(error)
+        assert "--source NEW" in str(error)
+    assert {path: path.read_bytes() for path in source.rglob("*.*")} == before
+    assert not (tmp_path / "spool" / "recording" / "rdb.zst").exists()
+
+
+async def test_what_is_adopted_once_is_known_from_then_on(tmp_path: Path) -> None:
+    await record(tmp_path, Teller(REPLID, START, STREAM, RDB))
+    adopted = Teller(OTHER, START, MORE, RDB)
+    async with told(adopted) as port:
+        options = options_for(
+            port, tmp_path, adopt=True, source=None, until_offset=adopted.end
+        )
+        with trio.fail_after(20):
+            await Agent(options).run()
+        source = tmp_path / "repo" / "source"
+        first, second = documents_of(source, "histories/*.json")
+        assert (first["replid"], second["replid"]) == (REPLID, OTHER)
+        assert second["address"] == f"127.0.0.1:{port}"
+        # Restarted, it has yet another history, and needs no word any more.
+        adopted.replid, adopted.start = "c" * 40, START + 10_000
+        options = options_for(port, tmp_path, until_offset=adopted.end)
+        with trio.fail_after(20):
+            await Agent(options).run()
+    assert len(documents_of(source, "histories/*.json")) == 3
+    gaps = documents_of(source, "gaps/*/*.json")
+    assert [gap["replid"] for gap in gaps] == [REPLID, OTHER]
+
+
+async def test_another_server_that_says_so_is_not_even_asked_for_the_stream(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    mine, other = start_server("redis-7.0"), start_server("redis-7.0")
+    with PlainClient(other.client()) as plain:
+        plain.ask("SET", "key", "other")
+    options = options_for(mine.port, tmp_path, until_offset=0)
+    with trio.fail_after(20):
+        await Agent(options).run()
+    error = await error_of(options_for(other.port, tmp_path, source=None))
+    assert isinstance(error, IdentityError)
+    assert stats_of(other) == ("0", "0", "0")
+
+
+def stats_of(server: Server) -> tuple[str, ...]:
+    with PlainClient(server.client()) as plain:
+        stats = plain.info("stats")
+    names = ("sync_full", "sync_partial_ok", "sync_partial_err")
+    return tuple(stats[name] for name in names)
