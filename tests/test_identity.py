@@ -12,7 +12,7 @@ from plain_client import PlainClient
 from primaries import Teller
 from servers import Server, StartServer
 from tapes import command, documents_of, stream_of
-from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told
+from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told, until
 
 OTHER = "b" * 40
 MORE = STREAM + command("SET", "more", 1)
@@ -45,6 +45,23 @@ async def test_a_full_resync_of_a_recorded_history_is_no_other_server(
     await record(tmp_path, later)
     [gap] = documents_of(tmp_path / "repo" / "source", "gaps/*/*.json")
     assert gap["end_offset"] == later.start
+
+
+async def test_a_server_that_went_back_is_recorded_from_where_it_is(
+    tmp_path: Path,
+) -> None:
+    """Restored from an image of its disk, it has its old offset under its replid."""
+    await record(tmp_path, Teller(REPLID, START, STREAM, RDB))
+    back = Teller(REPLID, START, STREAM[:1023], RDB, snapshot_at=528)
+    async with told(back) as port, trio.open_nursery() as nursery:
+        agent = Agent(options_for(port, tmp_path))
+        nursery.start_soon(agent.run)
+        await until(lambda: agent.is_ready and agent.recorder.durable == START + 1023)
+        agent.stop()
+    again = Teller(REPLID, START, MORE, RDB)
+    await record(tmp_path, again, spool=tmp_path / "another")
+    assert [psync.offset for psync in again.psyncs] == [START + 1023]
+    assert documents_of(tmp_path / "repo" / "source", "gaps/*/*.json") == []
 
 
 async def test_another_server_at_another_address_is_refused_and_nothing_stored(

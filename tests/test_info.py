@@ -191,3 +191,18 @@ def test_replicas_are_known_by_their_ports() -> None:
     }
     assert ServerInfo(shown).replica_ports == [6379, 70000]
     assert ServerInfo({}).replica_ports == []
+
+
+def test_the_fork_is_the_last_byte_that_both_histories_share() -> None:
+    fields = {
+        "master_replid": REPLID,
+        "master_replid2": OLD,
+        "second_repl_offset": "101",
+    }
+    assert ServerInfo(fields).fork == (OLD, 100)
+    assert ServerInfo(fields).replid == REPLID
+    # Two ways to say that there is none.
+    for second in ("-1", "0", "x"):
+        assert ServerInfo({**fields, "second_repl_offset": second}).fork is None
+    assert ServerInfo({}).fork is None
+    assert ServerInfo({}).replid is None

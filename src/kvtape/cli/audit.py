@@ -48,7 +48,8 @@ def audit(
     """List recorded writes: with --orphaned, exactly those that failovers lost.
 
     No server is needed. Each row has the offset that it begins at; restore --to-offset
-    REPLID:OFFSET is the moment before it.
+    REPLID:OFFSET is the moment before it. Where a full resync left it unknown what was
+    lost, that is said: in JSON by a line with "orphaned": "unknown".
     """
     if not orphaned:
         raise UsageError("say which writes to list: --orphaned")

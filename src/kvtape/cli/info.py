@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from kvtape.cli import options, output
 from kvtape.storage.repository import open_repository
 from kvtape.tape.catalogue import Catalogue
-from kvtape.tape.documents import Gap, Server
+from kvtape.tape.documents import Gap, History, Server
 from kvtape.tape.orphans import orphans, unknown
 from kvtape.tape.point import format_time
 
@@ -122,21 +122,32 @@ _INDENT = " " * len("  restorable  ")
 def _lines(source: str, catalogue: Catalogue) -> Iterator[str]:
     """Yield what people read: no line is longer than it must be."""
     yield f"source {source}: {output.format_bytes(catalogue.stored_bytes)} stored"
+    lost, unsure = orphans(catalogue), {one.successor for one in unknown(catalogue)}
     for replid, history in catalogue.histories.items():
-        yield ""
-        yield f"history {replid}"
-        yield f"  began {format_time(history.created)} ({history.reason})"
-        if history.parent is not None:
-            yield f"  parent {history.parent}"
-            yield f"  shared up to {history.parent_offset}"
-        if history.address is not None:
-            yield f"  recorded from {history.address}"
+        yield from _lines_of_beginning(history)
         yield from _lines_of_history(catalogue, replid)
-        yield from _lines_of_gaps(catalogue, replid)
+        for gap in (gap for gap in catalogue.gaps if gap.replid == replid):
+            yield from map(output.alarmed, _lines_of_gap(gap))
+        for orphan in (orphan for orphan in lost if orphan.replid == replid):
+            yield f"  orphaned    {orphan.start} to {orphan.end}"
+            yield f"{_INDENT}kvtape audit --orphaned lists these writes"
+        if replid in unsure:
+            yield "  orphaned    unknown, of what was recorded before this history"
     if not catalogue.all_ranges():
         yield "nothing can be restored yet: no snapshot is complete"
     for problem in catalogue.problems:
         yield f"problem: {problem}"
+
+
+def _lines_of_beginning(history: History) -> Iterator[str]:
+    yield ""
+    yield f"history {history.replid}"
+    yield f"  began {format_time(history.created)} ({history.reason})"
+    if history.parent is not None:
+        yield f"  parent {history.parent}"
+        yield f"  shared up to {history.parent_offset}"
+    if history.address is not None:
+        yield f"  recorded from {history.address}"
 
 
 def _lines_of_history(catalogue: Catalogue, replid: str) -> Iterator[str]:
@@ -149,19 +160,6 @@ def _lines_of_history(catalogue: Catalogue, replid: str) -> Iterator[str]:
             size = output.format_bytes(snapshot.manifest.bytes)
             server = server_name(snapshot.manifest.server) or "unknown server"
             yield f"  snapshot    {snapshot.name.offset}, {size}, {server}"
-
-
-def _lines_of_gaps(catalogue: Catalogue, replid: str) -> Iterator[str]:
-    """Yield what is missing of a history, and what of it is part of no other."""
-    for gap in catalogue.gaps:
-        if gap.replid == replid:
-            yield from map(output.alarmed, _lines_of_gap(gap))
-    for orphan in orphans(catalogue):
-        if orphan.replid == replid:
-            yield f"  orphaned    {orphan.start} to {orphan.end}"
-            yield f"{_INDENT}kvtape audit --orphaned lists these writes"
-    if any(lost.successor == replid for lost in unknown(catalogue)):
-        yield "  orphaned    unknown, of what was recorded before this history"
 
 
 def _lines_of_gap(gap: Gap) -> Iterator[str]:

@@ -84,7 +84,10 @@ def unknown(catalogue: Catalogue) -> list[Unknown]:
     return [
         Unknown(_before(catalogue, history), history.replid, history.created)
         for history in catalogue.histories.values()
-        if history.reason == "full-resync" and history.parent is None
+        # One without anything stored is a full resync that did not come to its end.
+        if history.reason == "full-resync"
+        and history.parent is None
+        and catalogue.end(history.replid) is not None
     ]
 
 
