@@ -210,7 +210,7 @@ def test_a_node_of_a_cluster_is_told(start_server: StartServer) -> None:
 def test_a_recording_is_checked_while_it_runs_and_after_it_was_lost(
     folder: Path, server_name: str, start_server: StartServer
 ) -> None:
-    server = start_server(server_name, repl_backlog_size="16kb")
+    server = start_server(server_name, repl_backlog_size="64kb")
     spool = ("--spool", folder / "repo-spool")
     with taping(server, folder / "repo") as recording:
         server.client().set("key", "value")
@@ -221,6 +221,9 @@ def test_a_recording_is_checked_while_it_runs_and_after_it_was_lost(
         outcome = checked(server, *spool)
         assert outcome.status == 0, outcome.out
         assert one(outcome, "sharing")["measured"]["tapes"] == 1
+        assert one(outcome, "resume")["measured"]["is_attached"] is True
+    with PlainClient(server.client()) as plain:
+        wait_until(lambda: plain.info("replication")["connected_slaves"] == "0")
     # The source knows its server.
     outcome = kvtape("check", "--repo", "repo", *spool, *QUICK)
     assert outcome.status == 0, outcome.out
@@ -229,7 +232,7 @@ def test_a_recording_is_checked_while_it_runs_and_after_it_was_lost(
     assert one(outcome, "resume")["measured"]["can_continue"] is True
     assert one(outcome, "stored")["measured"]["age_seconds"] < 60
     # Now more is written than the backlog holds.
-    for number in range(40):
+    for number in range(100):
         server.client().set(f"key:{number}", "x" * 2048)
     outcome = kvtape("check", "--repo", "repo", *spool, *QUICK)
     assert (outcome.status, outcome.err) == (5, "kvtape: failed: resume\n")

@@ -251,8 +251,10 @@ def test_a_far_server_is_a_warning_and_one_that_is_not_there_a_failure() -> None
         (64 * MIB, 24 * 1024, "ok", "covers 46 min", 128),
         (256 * MIB, 24 * 1024, "ok", "covers 3 h", 256),
         (MIB, 0, "ok", "nothing was written in 10 s", 1),
-        # An hour of it would be more than an eighth of the memory: ten minutes.
+        (MIB // 4, 0, "ok", "nothing was written in 10 s", 1),
+        # An hour of it would be more than an eighth of the memory.
         (64 * MIB, MIB, "warn", "covers 64 s", 1024),
+        (1024 * MIB, 2 * MIB, "warn", "covers 9 min", 1024),
     ],
 )
 def test_a_backlog_is_judged_by_how_long_it_lasts(
@@ -262,11 +264,14 @@ def test_a_backlog_is_judged_by_how_long_it_lasts(
     assert finding.verdict == verdict
     assert said in finding.message
     assert finding.measured["recommended_bytes"] == recommended * MIB
-    assert bool(finding.hint) == (recommended * MIB > size_)
     if verdict != "ok":
         assert "longer than that needs a full resync" in finding.message
-    if finding.hint:
-        assert f"repl-backlog-size {setting(recommended * MIB)}" in finding.hint
+    if not rate:
+        assert not finding.hint
+    elif recommended * MIB > size_:
+        assert f"repl-backlog-size {setting(recommended * MIB)} covers" in finding.hint
+    else:
+        assert ("more than an eighth" in finding.hint) == (verdict != "ok")
 
 
 def test_without_a_backlog_the_input_is_a_bound_and_fails_nothing() -> None:
@@ -275,7 +280,7 @@ def test_without_a_backlog_the_input_is_a_bound_and_fails_nothing() -> None:
     assert finding.verdict == "warn"
     assert "at least 6 s of writes, no more than 10.0 MiB/s" in finding.message
     assert "the first link is a full resync (one fork)" in finding.message
-    assert "attach at a quiet time, CONFIG SET" in finding.hint
+    assert "attach at a quiet time; CONFIG SET" in finding.hint
     assert finding.measured["is_upper_bound"] is True
     assert found("output-buffer", facts(fields, rate=50 * MIB)).verdict == "warn"
     assert found("output-buffer", facts({}, rate=50 * MIB)).verdict == "fail"
@@ -321,6 +326,14 @@ def test_a_backlog_that_ends_with_us_is_judged(
     finding = found("backlog-ttl", server)
     assert finding.verdict == verdict
     assert said in finding.message
+
+
+def test_while_a_recording_is_attached_there_is_nothing_to_resume() -> None:
+    server = facts({"slave0": "ip=x,port=70000"})
+    for position in (Position("b" * 40, 0), Position(REPLID, 11 * MIB)):
+        finding = found("resume", server, position=position)
+        assert finding.verdict == "ok"
+        assert finding.measured["is_attached"] is True
 
 
 # A GiB takes 20 s where no RDB file tells.

@@ -55,7 +55,6 @@ def backlog(facts: ServerFacts) -> Finding:
         **_measured(rate),
         "recommended_bytes": max(wanted, size_),
     }
-    hint = f"CONFIG SET repl-backlog-size {setting(wanted)}"
     if not rate.bytes_per_second:
         message = f"{size(size_)}; nothing was written in {duration(facts.seconds)}"
         verdict: Verdict = "ok"
@@ -67,24 +66,40 @@ def backlog(facts: ServerFacts) -> Finding:
         message = f"{size(size_)} covers {covers} of writes{_at(rate)}"
         if verdict != "ok":
             message += "; an outage longer than that needs a full resync"
+    hint = _advice(rate, wanted, size_, verdict)
     if not facts.info.has_backlog:
         message += "; no backlog exists yet: the first link is a full resync (one fork)"
-        larger = f", {hint} first" if verdict != "ok" else ""
-        hint = f"attach at a quiet time{larger}"
-        return Finding("backlog", "warn", message, measured, hint)
-    return Finding(
-        "backlog", verdict, message, measured, hint if wanted > size_ else ""
-    )
+        verdict, hint = (
+            "warn",
+            "; ".join(filter(None, ["attach at a quiet time", hint])),
+        )
+    return Finding("backlog", verdict, message, measured, hint)
 
 
 def _recommended(rate: Rate, facts: ServerFacts) -> int:
-    """Return the power of two that covers an hour, or ten minutes if that is much."""
+    """Return the power of two that covers an hour, or the largest there is room for."""
     hour = _power_of_two(rate.bytes_per_second * BACKLOG_GOOD)
     info = facts.info
     memory = info.number("maxmemory") or info.number("total_system_memory")
-    if memory and hour > memory // _MEMORY_SHARE:
-        return _power_of_two(rate.bytes_per_second * BACKLOG_WARN)
-    return hour
+    if not memory:
+        return hour
+    room = max(_MIB, memory // _MEMORY_SHARE)
+    return min(hour, 1 << (room.bit_length() - 1))
+
+
+def _advice(rate: Rate, wanted: int, size_: int, verdict: Verdict) -> str:
+    """Return what to do about a backlog of this size."""
+    if not rate.bytes_per_second:
+        return ""
+    if wanted > size_:
+        covers = duration(wanted / rate.bytes_per_second)
+        return f"CONFIG SET repl-backlog-size {setting(wanted)} covers {covers}"
+    if verdict == "ok":
+        return ""
+    return (
+        "a larger one would take more than an eighth of the memory: see that kvtape is "
+        "never away for longer"
+    )
 
 
 def _power_of_two(count: float) -> int:
@@ -92,8 +107,17 @@ def _power_of_two(count: float) -> int:
 
 
 def resume(facts: ServerFacts, position: Position) -> Finding:
-    """Whether recording could go on from where it is."""
-    info, measured = facts.info, {"offset": position.offset}
+    """Whether recording could go on from where it is.
+
+    What is recorded goes on growing while it is, so it must have been looked at before
+    the server was; and while a recording is attached, it says nothing.
+    """
+    info = facts.before
+    attached = HIDDEN_PORT in info.replica_ports
+    measured = {"offset": position.offset, "is_attached": attached}
+    if attached:
+        message = f"a recording is attached, which had {position.offset}"
+        return Finding("resume", "ok", message, measured)
     can = info.can_continue(position.replid, position.offset)
     if can is None:
         return unknown("resume")
@@ -108,7 +132,7 @@ def resume(facts: ServerFacts, position: Position) -> Finding:
             "or history at this address; record again at a quiet time",
         )
     left, rate = info.headroom(position.offset), facts.rate
-    behind = (info.offset or 0) - position.offset
+    behind = max(0, (info.offset or 0) - position.offset)
     found: dict[str, int | float | str | bool | None] = {
         **measured,
         "can_continue": True,
@@ -126,7 +150,7 @@ def resume(facts: ServerFacts, position: Position) -> Finding:
         verdict,
         f"{message}; for another {duration(seconds)} at the present rate",
         found,
-        "start kvtape record now, or the next link is a full resync"
+        "start kvtape record now, or its first link is a full resync"
         if verdict == "warn"
         else "",
     )

@@ -72,8 +72,10 @@ async def run_checks(options: CheckOptions) -> list[Finding]:
         folder = SourceFolder(place.repository.store, source.name)
         catalogue, found = await _of_source(folder)
         findings += found
-    facts = await _ask(options, source)
     spool = _spool(options, folder, place.store)
+    # Before the server is asked: what is recorded by then, it has.
+    where = await _where(catalogue, spool)
+    facts = await _ask(options, source)
     if spool is None:
         hint = "say where it is by --spool"
         message = "where the spool is follows from the repository"
@@ -85,7 +87,7 @@ async def run_checks(options: CheckOptions) -> list[Finding]:
         message = "no URL was given, and no source here says where its server is"
         hint = "kvtape check URL also checks the server"
         return [*findings, unknown("reachability", message, hint)]
-    return [*findings, *_of_server(facts, options, await _where(catalogue, spool))]
+    return [*findings, *_of_server(facts, options, where)]
 
 
 async def _of_repository(url: str) -> tuple[Place, list[Finding]]:
