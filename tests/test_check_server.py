@@ -207,8 +207,17 @@ def test_min_replicas_is_accepted_by_a_choice() -> None:
     refused = found("min-replicas", server)
     assert refused.verdict == "fail"
     assert "--ack hidden" in refused.hint
+    assert found("ack", server).verdict == "unknown"
     for ack in ("hidden", "received"):
         assert found("min-replicas", server, ack).verdict == "warn"
+        assert found("ack", server, ack).measured == {"option": ack, "ack": ack}
+
+
+@pytest.mark.parametrize(("fields", "ack"), [({}, "received"), (PRIMARY, "hidden")])
+def test_what_will_be_acknowledged_is_told(fields: dict[str, Any], ack: str) -> None:
+    finding = found("ack", facts(fields))
+    assert (finding.verdict, finding.measured["ack"]) == ("ok", ack)
+    assert found("ack", facts(fields | {"role": None})).verdict == "unknown"
 
 
 @pytest.mark.parametrize(

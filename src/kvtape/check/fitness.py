@@ -48,6 +48,7 @@ def fitness(facts: ServerFacts, ack: AckOption) -> Iterator[Finding]:
     yield role(facts)
     yield cluster(facts)
     yield min_replicas(facts, ack)
+    yield acknowledging(facts, ack)
     yield sharing(facts)
     yield persistence(facts)
     yield fork_memory(facts)
@@ -167,28 +168,40 @@ def cluster(facts: ServerFacts) -> Finding:
     return Finding("cluster", "ok", "not a cluster", measured)
 
 
-def min_replicas(facts: ServerFacts, ack: AckOption) -> Finding:
+def min_replicas(facts: ServerFacts, option: AckOption) -> Finding:
     """Whether it would count kvtape among the replicas that it must have."""
     name = "min-replicas"
     if not facts.has_info and facts.who.role != "replica":
         return unknown(name)
-    needed = _number(facts.settings.get("min-replicas-to-write"))
-    measured = {"min_replicas_to_write": needed, "ack": ack}
-    try:
-        choose_ack(ack, facts.info, facts.address)
-    except UsageError as error:
-        return Finding(
-            name,
-            "fail",
-            "min-replicas-to-write is set, and would count this recording",
-            measured,
-            str(error),
-        )
-    if facts.info.needs_replicas and facts.who.role == "primary":
-        message = f"min-replicas-to-write is set; accepted by --ack {ack}"
+    needed = facts.settings.get("min-replicas-to-write", "")
+    measured = {"min_replicas_to_write": int(needed) if needed.isdigit() else None}
+    if not _counts_replicas(facts):
+        return Finding(name, "ok", "nothing here counts replicas", measured)
+    message = "min-replicas-to-write is set, and would count this recording"
+    if option != "auto":
+        message += f"; accepted by --ack {option}"
         hint = "set it higher by one, so that as many true replicas are needed"
         return Finding(name, "warn", message, measured, hint)
-    return Finding(name, "ok", "nothing here counts replicas", measured)
+    hint = "record from a replica, or accept that by --ack hidden or --ack received"
+    return Finding(name, "fail", message, measured, hint)
+
+
+def acknowledging(facts: ServerFacts, option: AckOption) -> Finding:
+    """Report what record would tell the server that it has."""
+    if _counts_replicas(facts) and option == "auto":
+        return Finding("ack", "unknown", "nothing can be chosen: see min-replicas")
+    try:
+        ack = choose_ack(option, facts.info, facts.address)
+    except UsageError as error:
+        return Finding("ack", "fail", str(error), {"option": option})
+    measured = {"option": option, "ack": ack}
+    if option == "auto" and facts.who.role is None:
+        return unknown("ack", "what --ack auto means depends on its role")
+    return Finding("ack", "ok", f"--ack {option} means {ack} here", measured)
+
+
+def _counts_replicas(facts: ServerFacts) -> bool:
+    return facts.info.needs_replicas and facts.who.role == "primary"
 
 
 def sharing(facts: ServerFacts) -> Finding:
@@ -296,7 +309,3 @@ def clock(facts: ServerFacts) -> Finding:
         "run NTP on both: a moment is found by the time here, and a TTL that counts "
         "from now ends by it",
     )
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None

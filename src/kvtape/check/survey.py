@@ -25,6 +25,7 @@ from kvtape.check.spool import disk_facts, position
 from kvtape.errors import Error, RepositoryError, UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.agent import default_spool
+from kvtape.server.tls import Tls
 from kvtape.server.url import ServerUrl, parse_url
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.store import Store
@@ -37,7 +38,7 @@ STORE_TIMEOUT = 60.0
 # Beside those, resume: of a server, where something is recorded of it.
 SERVER_NAMES = (
     *("reachability", "permission", "version", "role", "cluster", "min-replicas"),
-    *("sharing", "persistence", "fork-memory", "clock"),
+    *("ack", "sharing", "persistence", "fork-memory", "clock"),
     *("backlog", "backlog-ttl", "output-buffer"),
 )
 
@@ -51,7 +52,7 @@ class CheckOptions:
     """What to check. sample is for how many seconds the rate of writes is measured.
 
     Without a URL the server is the one that the source was recorded from, with the
-    password given here.
+    password given here, and over TLS if it is said how.
     """
 
     repository: str
@@ -61,6 +62,7 @@ class CheckOptions:
     ack: AckOption = "auto"
     sample: float = 3.0
     password: str | None = None
+    tls: Tls | None = None
 
 
 async def run_checks(options: CheckOptions) -> list[Finding]:
@@ -132,7 +134,9 @@ def _spool(
 async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | None:
     url = options.url
     if url is None and source is not None:
-        url = parse_url(f"redis://{source.address}").with_password(options.password)
+        scheme = "redis" if options.tls is None else "rediss"
+        url = parse_url(f"{scheme}://{source.address}").with_tls(options.tls)
+        url = url.with_password(options.password)
     return None if url is None else await ask_server(url, options.sample)
 
 

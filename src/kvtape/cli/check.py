@@ -66,6 +66,11 @@ def check(
         ),
     ] = "3s",
     password_file: options.PasswordFile = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    tls_server_name: options.TlsServerName = None,
+    tls_any_name: options.TlsAnyName = False,
     json: options.Json = False,
     config: options.Config = None,
 ) -> None:
@@ -75,14 +80,16 @@ def check(
     check fails; 0 if all are ok, warnings, or unknown for lack of permissions.
     """
     password = options.read_password(password_file)
+    tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     chosen = CheckOptions(
         repo,
-        None if url is None else parse_url(url).with_password(password),
+        None if url is None else parse_url(url).with_tls(tls).with_password(password),
         source,
         spool,
         ack,
         options.parse_duration(sample),
         password,
+        tls,
     )
     console = output.stderr_console()
     with console.status("checking") if console.is_terminal else nullcontext():
