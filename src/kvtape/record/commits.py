@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kvtape.record.position import Position
+from kvtape.record.room import Outage
 from kvtape.server.info import ServerInfo
 from kvtape.storage.spool import Spool
 from kvtape.tape import documents
@@ -27,7 +28,8 @@ class Commits:
     """Queues the documents of one source. known are the paths of those it has.
 
     run_ids tell which run of a server each history was recorded from, where that is
-    known; server is who is recorded from now, as far as it is known.
+    known; server is who is recorded from now, as far as it is known; outage the last
+    time that the spool was full.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Commits:
         run_ids: Mapping[str, str | None] | None = None,
     ) -> None:
         self.server = Server()
+        self.outage: Outage | None = None
         self.gaps: list[Gap] = []  # found by this process
         self._spool = spool
         self._known = set(known)
@@ -115,11 +118,19 @@ class Commits:
             end_offset=manifest.offset if is_same else None,
             start_time=before.time,
             end_time=manifest.time,
-            reason=self._reason(before, manifest, shared),
+            reason=self._reason(before, manifest, shared) + self._because(before),
         )
         name = GapName(gap.replid, gap.start_offset, gap.end_offset)
         self._queue_once(name.path, gap)
         self.gaps.append(gap)
+
+    def _because(self, before: Position) -> str:
+        """Return why nothing was recorded after a position, if we know."""
+        outage = self.outage
+        here = (before.replid, before.offset)
+        if outage is None or (outage.replid, outage.offset) != here:
+            return ""
+        return f"; {outage}"
 
     def _queue_once(self, path: str, document: History | Gap) -> None:
         # A crash between these documents and the manifest makes us come here again,

@@ -64,7 +64,10 @@ class SnapshotFile:
         self._crc = crc64.calc(memoryview(data)[:-_CRC_LENGTH], self._crc)
 
     def _store(self, stored: bytes) -> None:
+        # Before, since the file is deleted if it does not become whole.
+        self._spool.require_room()
         self._file.write(stored)
+        self._spool.grow_snapshot(self._file.tell())
         self._unsynced += len(stored)
         if self._unsynced >= _SYNC_EVERY:
             self._file.flush()

@@ -20,6 +20,10 @@ All calls block. One thread at a time records; meanwhile another may take from t
 queue. A full disk raises OSError from any call; what was synced before stays good, and
 recover() finds it. What was not is dropped then: after a failed fsync, Linux takes for
 written what is not.
+
+used is what all of that takes, kept up to date by every call that writes or deletes;
+limit is what it may take. The limit is the recording's to respect (require_room()): a
+batch that is received is written even beyond it, rather than lost.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -37,6 +42,7 @@ import msgspec
 
 from kvtape.errors import IdentityError, RepositoryError
 from kvtape.storage.store import LocalStore, make_folder, replace_file, sync_folder
+from kvtape.storage.usage import Usage
 from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
 from kvtape.tape.segment import (
     NEED_DATA,
@@ -47,9 +53,16 @@ from kvtape.tape.segment import (
     Writer,
 )
 
+# A day of 1 Mbit/s; and little enough for the disk of a small machine.
+DEFAULT_LIMIT = 10 * 1024**3
+
 _PIECE = 1024 * 1024
 
 _Kind = TypeVar("_Kind")
+
+
+class SpoolFullError(RepositoryError):
+    """The spool has reached its limit: nothing more may be received for now."""
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -75,8 +88,9 @@ class OpenSegment:
 class Spool:
     """One agent's spool folder, between open() and close()."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
         self.folder = folder.absolute()
+        self.limit = limit
         self.segment: OpenSegment | None = None
         self._recording = self.folder / "recording"
         self._stream = self._recording / "stream.seg"
@@ -85,6 +99,25 @@ class Spool:
         self._queue = LocalStore(self.folder / "queue")
         self._lock: int | None = None
         self._synced: int | None = None  # length of the segment; None is unknown
+        self._usage = Usage()
+
+    @property
+    def used(self) -> int:
+        """How many bytes are in recording/ and queue/."""
+        return self._usage.total
+
+    def require_room(self) -> None:
+        """Raise SpoolFullError if the limit is reached."""
+        if (used := self.used) >= self.limit:
+            raise SpoolFullError(
+                f"the spool {self.folder} is full: it holds {used} bytes that are not "
+                f"stored yet, and may hold {self.limit} (--spool-limit)"
+            )
+
+    def disk(self) -> tuple[int, int]:
+        """Return the size of the disk, and what is free on it."""
+        disk = shutil.disk_usage(self.folder)
+        return disk.total, disk.free
 
     def open(self, repository: str, source: str) -> None:
         """Take the lock, and make sure that what is here belongs to the source."""
@@ -92,6 +125,7 @@ class Spool:
             self._take_lock()
             self._claim(_Identity(repository, source))
             self._clean()
+            self._count()
         except BaseException:
             self.close()
             raise
@@ -148,6 +182,13 @@ class Spool:
             if folder != str(self._queue.folder) and not os.listdir(folder):  # noqa: PTH208
                 Path(folder).rmdir()
 
+    def _count(self) -> None:
+        self._usage = Usage()
+        if self._stream.exists():
+            self._usage.note(self._stream, self._stream.stat().st_size)
+        for path, length in self._queue.list().items():
+            self._usage.note(self.queued_file(path), length)
+
     # The segment that is being written.
 
     def recover(self) -> Iterator[Frame]:
@@ -170,6 +211,7 @@ class Spool:
                         yield part
         if parser.writer is None or parser.writer.frames == 0:
             self._stream.unlink()
+            self._usage.drop(self._stream)
             sync_folder(self._recording)
             return
         unbuffered = self._stream.open("r+b", buffering=0)
@@ -198,6 +240,7 @@ class Spool:
     def _truncate(self, length: int) -> None:
         with self._stream.open("r+b") as file:
             file.truncate(length)
+            self._usage.note(self._stream, length)
             os.fsync(file.fileno())
         self._synced = length
 
@@ -216,9 +259,10 @@ class Spool:
 
     def append(self, data: bytes) -> None:
         """Append frames of the segment's writer to the file."""
-        file, view = self._open_segment().file, memoryview(data)
+        segment, view = self._open_segment(), memoryview(data)
         while view:
-            view = view[file.write(view) :]
+            view = view[segment.file.write(view) :]
+            self._usage.note(self._stream, segment.size)
 
     def sync(self) -> None:
         """Make everything that was appended durable."""
@@ -267,30 +311,44 @@ class Spool:
     # The queue.
 
     def begin_snapshot(self) -> BinaryIO:
-        """Open the file for a snapshot's compressed RDB."""
+        """Open the file for a snapshot's compressed RDB.
+
+        Say by grow_snapshot() how long it has become.
+        """
+        self._usage.drop(self._rdb)
         return self._rdb.open("wb")
+
+    def grow_snapshot(self, length: int) -> None:
+        """Count the snapshot's file, which is so long now."""
+        self._usage.note(self._rdb, length)
 
     def queue_snapshot(self, name: SnapshotName, manifest: bytes) -> None:
         """Queue the RDB file, which must be closed and synced, and its manifest."""
         # What needs room on the disk first, so that the one rarely comes without the
         # other.
-        replace_file(self._document, manifest)
+        self._write_document(manifest)
         self._enqueue(self._rdb, name.rdb)
         self._enqueue(self._document, name.manifest)
 
     def drop_snapshot(self) -> None:
         """Delete the RDB file of a snapshot that did not become whole."""
         self._rdb.unlink(missing_ok=True)
+        self._usage.drop(self._rdb)
 
     def queue_document(self, path: str, content: bytes) -> None:
         """Queue a document."""
-        replace_file(self._document, content)
+        self._write_document(content)
         self._enqueue(self._document, path)
+
+    def _write_document(self, content: bytes) -> None:
+        replace_file(self._document, content)
+        self._usage.note(self._document, len(content))
 
     def _enqueue(self, file: Path, path: str) -> None:
         target = self._queue.folder / path
         make_folder(target.parent)
         file.rename(target)
+        self._usage.move(file, target)
         sync_folder(target.parent)
         sync_folder(self._recording)
 
@@ -305,7 +363,9 @@ class Spool:
 
     def dequeue(self, path: str) -> None:
         """Delete what is in the repository now."""
-        self.queued_file(path).unlink(missing_ok=True)
+        file = self.queued_file(path)
+        file.unlink(missing_ok=True)
+        self._usage.drop(file)
 
     # The limit on full resyncs.
 
