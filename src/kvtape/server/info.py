@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from kvtape.server.client import Client, ReplyError
 from kvtape.tape.documents import Server
 
+# The settings by which a primary gives a replica up, kept with the fields of INFO.
+LINK_LIMITS = ("client-output-buffer-limit", "repl-timeout")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
@@ -106,6 +109,16 @@ class ServerInfo:
             return None
         return parent, second - 1
 
+    @property
+    def data_memory(self) -> int | None:
+        """How much memory its data takes, with what overhead cannot be told apart."""
+        used = self.number("used_memory")
+        if used is None:
+            return None
+        startup = self.number("used_memory_startup") or 0
+        backlog = self.number("mem_replication_backlog") or 0
+        return max(0, used - startup - backlog)
+
     def can_continue(self, replid: str, offset: int) -> bool | None:
         """Whether PSYNC from an offset would be answered with +CONTINUE.
 
@@ -147,6 +160,16 @@ async def ask(client: Client) -> ServerInfo:
     if databases is None:
         return info
     return ServerInfo({**info.fields, "databases": databases})
+
+
+async def ask_with_limits(client: Client) -> ServerInfo:
+    """Ask a server for everything, and for what it cuts a link for."""
+    info = await ask(client)
+    if "databases" not in info.fields:
+        return info
+    settings = {name: await ask_setting(client, name) for name in LINK_LIMITS}
+    known = {name: value for name, value in settings.items() if value is not None}
+    return ServerInfo({**info.fields, **known})
 
 
 async def ask_info(client: Client) -> ServerInfo:
