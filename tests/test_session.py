@@ -592,8 +592,8 @@ async def test_when_the_disk_is_far_behind_it_stops_reading_and_keeps_the_link(
 ) -> None:
     # Nobody runs the recorder.
     recording.recorder.follow(FIRST)
-    value = command("SET", "key", bytes(50_000))
-    teller = Teller(OLD, START, value * 600, RDB)
+    value = command("SET", "key", bytes(100_000))
+    teller = Teller(OLD, START, value * 400, RDB)
     async with recording.standing_link(teller):
         await wait_all_tasks_blocked()
         for _ in range(20):

@@ -46,6 +46,14 @@ def record(
             show_default=False,
         ),
     ] = None,
+    spool_limit: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="How much may wait in the spool. When it is full, the link is dropped "
+            "until some of it is stored; nothing that is recorded is deleted.",
+        ),
+    ] = "10GiB",
     ack: Annotated[
         Literal["auto", "hidden", "received"],
         typer.Option(
@@ -128,6 +136,9 @@ def record(
         raise UsageError("--segment-size must be more than nothing")
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     server = parse_url(url).with_tls(tls)
+    most = options.parse_size(spool_limit)
+    if not most:
+        raise UsageError("--spool-limit must be more than nothing")
     agent = Agent(
         RecordOptions(
             server.with_password(options.read_password(password_file)),
@@ -140,6 +151,7 @@ def record(
             options.parse_duration(stop_timeout),
             until_offset,
             adopt,
+            spool_limit=most,
         )
     )
 

@@ -7,6 +7,7 @@ where to go on is then read back from the spool, as at the start.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -28,6 +29,7 @@ from kvtape.record.position import recover, stored_catalogue, stored_position
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
 from kvtape.record.rewind import Rewinder
+from kvtape.record.room import Gauge, has_enough_free, watch
 from kvtape.record.session import Session
 from kvtape.record.uploader import Uploader
 from kvtape.server.info import ServerInfo
@@ -38,6 +40,11 @@ from kvtape.tape.documents import Source
 from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
+
+# How often a full disk is looked at, and how long at most before it is tried again, in
+# seconds. A link a minute is nothing to a primary.
+_LOOK_AGAIN = 1.0
+_TRY_AGAIN = 60.0
 
 
 class Agent:
@@ -123,7 +130,8 @@ class Agent:
         repository = create_repository(options.repository, _now())
         self._folder = _source_folder(repository, options, info)
         folder = options.spool or default_spool(self._folder)
-        self.spool = Spool(folder)
+        self.spool = Spool(folder, options.spool_limit)
+        self._gauge = Gauge(options.spool_limit)
         try:
             self._open_spool(repository)
         except OSError as error:
@@ -211,7 +219,7 @@ class Agent:
             # Going on without knowing what the disk has would record over it.
             while error is not None:
                 await self._wait_for_disk(error, backoff)
-                error = await self._recover()
+                error = await self._recover(is_full=error.errno == errno.ENOSPC)
 
     async def _wait_for_disk(self, error: OSError, backoff: Backoff) -> None:
         wait = backoff.next()
@@ -229,6 +237,7 @@ class Agent:
                 nursery.start_soon(self.recorder.run)
                 async with trio.open_nursery() as links:
                     links.start_soon(self._stop_in_time, links.cancel_scope)
+                    links.start_soon(watch, self.spool, self._gauge)
                     await self.linker.run()
                 self.recorder.finish()
         except (OSError, ExceptionGroup) as error:
@@ -238,15 +247,29 @@ class Agent:
             raise
         return None
 
-    async def _recover(self) -> OSError | None:
-        """Find out what the disk has, after it failed; return why it fails again."""
+    async def _recover(self, *, is_full: bool) -> OSError | None:
+        """Find out what the disk has, after it failed; return why it fails again.
+
+        A full disk is left alone until something on it was freed, for which what is
+        recorded is queued: each try to go on would be a link that breaks at once.
+        """
         try:
             position = await trio.to_thread.run_sync(recover, self.spool)
+            self.recorder.restart(position)
+            if is_full:
+                await self.recorder.end_segment()
+                await self._wait_for_free()
         except OSError as error:
             return error
-        self.recorder.restart(position)
         self._disk_trouble = None
         return None
+
+    async def _wait_for_free(self) -> None:
+        with trio.move_on_after(_TRY_AGAIN):
+            while not await trio.to_thread.run_sync(has_enough_free, self.spool):
+                with trio.move_on_after(_LOOK_AGAIN):
+                    await self._stopping.wait()
+                    return
 
     async def _stop_in_time(self, links: trio.CancelScope) -> None:
         """Cut the link when it is time to stop."""

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from kvtape.errors import ServerError, UsageError, cause_of
+from kvtape.errors import RepositoryError, ServerError, UsageError, cause_of
 from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
+from kvtape.record.breaks import Breaks
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.identity import Identity
@@ -27,14 +28,15 @@ from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
 from kvtape.record.rewind import Rewinder
+from kvtape.record.room import Room
 from kvtape.record.session import Session
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import FullResync, LinkError, Replica
 from kvtape.server.client import connect, open_client
-from kvtape.server.info import ServerInfo, ask
+from kvtape.server.info import ServerInfo, ask_with_limits
 from kvtape.server.url import ServerUrl
 from kvtape.signal import Signal
-from kvtape.storage.spool import Spool
+from kvtape.storage.spool import Spool, SpoolFullError
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +62,14 @@ class Linker:
     queued: Signal
     session: Session | None = None
     trouble: str | None = None
+    breaks: Breaks = field(default_factory=Breaks)
+    _room: Room = field(init=False)
     _has_linked: bool = False
     _is_over_limit: bool = False  # a full resync was answered that is not allowed
     _info: ServerInfo = field(default_factory=lambda: ServerInfo({}))
+
+    def __post_init__(self) -> None:
+        self._room = Room(self.spool, self.clock)
 
     async def run(self) -> None:
         """Record for ever. Raises OSError of the disk, or what waiting cannot mend."""
@@ -74,6 +81,9 @@ class Linker:
                 error = cause_of(group)
                 if not self._may_pass(error):
                     raise
+                self._note(error)
+                if isinstance(error, SpoolFullError):
+                    continue
                 if self.session is not None and self.session.is_online:
                     backoff.reset()
                 wait = backoff.next()
@@ -83,20 +93,31 @@ class Linker:
 
     def _may_pass(self, error: BaseException) -> bool:
         """Whether to try again after an error."""
-        if isinstance(error, LinkError):
+        if isinstance(error, LinkError | SpoolFullError):
             return True
         if isinstance(error, RefusedError) and error.is_passing:
             return True
         # The server may have become unfit for the options; it may be changed back.
         return self._has_linked and isinstance(error, ServerError | UsageError)
 
+    def _note(self, error: BaseException) -> None:
+        """Take from the end of a link what is to be known later."""
+        session = self.session
+        self.breaks.note(session, error)
+        self.breaks.refuse(error)
+        is_full = isinstance(error, SpoolFullError)
+        if is_full and session is not None and session.progress.phase == "snapshot":
+            self._room.note_too_little()
+
     async def _link(self) -> None:
         """Connect, and record until the link breaks."""
         options, recorder = self.options, self.recorder
         url = options.url
-        self.session = None
         self.rewinder.undo()
+        await self._wait_for_room()
+        self.session = None
         info = await ask_server(url)
+        self._explain(info)
         ack = choose_ack(options.ack, info, url.address)
         info = self._info = await self._respect_limit(info)
         self.commits.attach(info, url.address, self.clock.now())
@@ -127,6 +148,37 @@ class Linker:
         self._has_linked = True
         self.identity.confirm()
         self.trouble = None
+        self.breaks.stand(self._info)
+
+    def _explain(self, info: ServerInfo) -> None:
+        position = self.recorder.position
+        can = None if position is None else info.can_continue(*position)
+        next_step = {
+            True: "its backlog still has the rest, and recording goes on from there",
+            False: "it does not have what follows on what is recorded",
+            None: "it is asked for the rest",
+        }[can]
+        self.trouble = self.breaks.explain(info, next_step) or self.trouble
+
+    # The spool's limit.
+
+    async def _wait_for_room(self) -> None:
+        """Wait while the spool is full, with everything that is whole on its way."""
+        try:
+            self.spool.require_room()
+        except SpoolFullError as error:
+            self.trouble = (
+                f"{error}; nothing is received until some of it is stored, and nothing "
+                "is lost as long as the primary's backlog reaches back"
+            )
+        else:
+            return
+        _log.error("%s", self.trouble)
+        recorder = self.recorder
+        if recorder.position is not None:
+            await recorder.settle()
+            self.queued.fire()
+        self.commits.outage = await self._room.wait(recorder.end)
 
     # Full resyncs.
 
@@ -137,23 +189,41 @@ class Linker:
         Where the server does not tell, it is asked for the rest of the stream as long
         as it never answered that with a full resync beyond the limit.
         """
+        said = None
         while not await self._can_continue(info):
-            wait = self.resyncs.wait(self.clock.now()) / 1000
-            if wait <= 0:
+            obstacle = await self._obstacle(info)
+            if obstacle is None:
                 self._is_over_limit = False
                 now = self.clock.now()
                 await trio.to_thread.run_sync(self.resyncs.expect, now)
                 return info
-            trouble = (
-                f"{self.resyncs.per_hour} full resyncs were begun within the last "
-                "hour (--full-resyncs-per-hour)"
-            )
-            if self.trouble != trouble:
-                _log.warning("%s; waiting up to %.0f s for the next", trouble, wait)
-            self.trouble = trouble
+            kind, self.trouble, wait = obstacle
+            if said != kind:
+                _log.warning("%s; waiting up to %.0f s", self.trouble, wait)
+            said = kind
             await trio.sleep(min(wait, _ASK_AGAIN))
             info = await ask_server(self.options.url)
         return info
+
+    async def _obstacle(self, info: ServerInfo) -> tuple[str, str, float] | None:
+        """Return what stands against a full resync now: kind, sentence, how long (s).
+
+        RepositoryError at the first link, if it will not go away by waiting.
+        """
+        wait = self.resyncs.wait(self.clock.now()) / 1000
+        if wait > 0:
+            limit = (
+                f"{self.resyncs.per_hour} full resyncs were begun within the last "
+                "hour (--full-resyncs-per-hour)"
+            )
+            return "limit", limit, wait
+        memory = info.data_memory
+        shortage = await trio.to_thread.run_sync(self._room.shortage, memory)
+        if shortage is None:
+            return None
+        if shortage.is_lasting and not self._has_linked:
+            raise RepositoryError(shortage.sentence)
+        return "room", shortage.sentence, _ASK_AGAIN
 
     async def _can_continue(self, info: ServerInfo) -> bool:
         await self.rewinder.go_back(info)
@@ -186,4 +256,4 @@ async def ask_server(url: ServerUrl) -> ServerInfo:
     between the replies that the handshake waits for.
     """
     async with open_client(url) as client:
-        return await ask(client)
+        return await ask_with_limits(client)

@@ -8,6 +8,7 @@ from pathlib import Path
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.recorder import Limits
 from kvtape.server.url import ServerUrl
+from kvtape.storage.spool import DEFAULT_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,4 @@ class RecordOptions:
     stop_timeout: float = 20.0
     until_offset: int | None = None
     adopt: bool = False
+    spool_limit: int = DEFAULT_LIMIT

@@ -28,7 +28,9 @@ from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
 from kvtape.tape.segment import MAX_FRAME, Header, Mark
 
-MOST_PENDING = 8 * MAX_FRAME
+# So many bytes may wait for a disk that stalls before the primary has to keep them: at
+# 10 MB/s, 3 s. As many may be on their way to the disk. docs/design.md has the sum.
+MOST_PENDING = 32 * MAX_FRAME
 
 PROOF_OF_LIFE = 600.0
 
@@ -262,6 +264,13 @@ class Recorder:
         self.give_up()
         self._must_seal = self._has_finished = False
         self.follow(position or self._sealed)
+
+    async def end_segment(self) -> None:
+        """Queue what is on the disk, after restart() and before run()."""
+        now = trio.current_time()
+        await trio.to_thread.run_sync(self._seal_if_due, now, True)
+        if (end := self.end) is not None:
+            self.follow(end)
 
     async def run(self) -> None:
         """Write what is received, until finish()."""

@@ -39,8 +39,8 @@ _WINDOW = 60.0
 
 _LOOK_AGAIN = 1.0
 
-# A disk that was full is not written to again until it has this much free: several
-# times what is received while one batch is written. A small disk a tenth of its size.
+# A disk that was full is not written to again until it has this much free, or a small
+# one half of its size: twice what may be waiting to be written.
 _ENOUGH_FREE = 64 * 1024 * 1024
 
 
@@ -162,7 +162,7 @@ class Shortage:
 def has_enough_free(spool: Spool) -> bool:
     """Whether a disk that was full can be written to for a while. Blocks."""
     total, free = spool.disk()
-    return free >= min(_ENOUGH_FREE, total // 10)
+    return free >= min(_ENOUGH_FREE, total // 2)
 
 
 def _moment(time: int) -> str:

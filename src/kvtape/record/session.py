@@ -18,6 +18,7 @@ import trio
 from kvtape.record.acknowledge import Ack
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.pace import Pace
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
 from kvtape.record.snapshot import SnapshotReceiver
@@ -79,6 +80,9 @@ class Session:
     on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
     must_fork: bool = False  # it continues from where a new history has to begin
     progress: Progress = field(default_factory=Progress)
+    pace: Pace = field(default_factory=Pace)
+    was_cut: bool = False  # the primary or the network ended the link
+    was_silent: bool = False  # by saying nothing any more
     _sending: trio.Lock = field(default_factory=trio.Lock)
     _snapshot: SnapshotReceiver | None = None
     _storing: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -106,24 +110,29 @@ class Session:
     async def _read(self) -> None:
         recorder, replica = self.recorder, self.replica
         while True:
+            self.spool.require_room()
             await self._send()
             data = await self._receive()
             now = self.clock.now()
             if not data:
+                self.was_cut = True
                 raise replica.receive_end()
             replica.receive_data(data)
             while (event := replica.next_event()) is not NEED_DATA:
                 await self._act(event, now)
             while recorder.is_full:
-                await recorder.written.wait()
+                with self.pace.not_reading():
+                    await recorder.written.wait()
 
     async def _receive(self) -> bytes:
         try:
             with trio.fail_after(SILENCE):
                 return bytes(await self.stream.receive_some(_RECEIVE))
         except trio.BrokenResourceError as error:
+            self.was_cut = True
             raise LinkError(f"the link broke: {error.__cause__ or error}") from error
         except trio.TooSlowError:
+            self.was_cut = self.was_silent = True
             raise LinkError(
                 f"the primary was silent for {SILENCE:.0f} s: it hangs, or the network "
                 "lost it, or it is a replica without its own primary"
@@ -136,12 +145,15 @@ class Session:
                 try:
                     await self.stream.send_all(data)
                 except trio.BrokenResourceError as error:
+                    self.was_cut = True
                     why = error.__cause__ or error
                     raise LinkError(f"the link broke: {why}") from error
 
     async def _keep_alive(self) -> None:
         """Send an ACK every second, and when one was asked for and is due."""
         while True:
+            self.pace.beat()
+            self.spool.require_room()
             interval, due = HEARTBEAT, self.recorder.ack_due.next()
             if self.replica.is_online:
                 self.replica.ack(self._ack_offset())

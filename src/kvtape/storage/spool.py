@@ -347,8 +347,13 @@ class Spool:
     def _enqueue(self, file: Path, path: str) -> None:
         target = self._queue.folder / path
         make_folder(target.parent)
-        file.rename(target)
+        # First, since whoever uploads may see the file, and delete it, at once.
         self._usage.move(file, target)
+        try:
+            file.rename(target)
+        except OSError:
+            self._usage.move(target, file)
+            raise
         sync_folder(target.parent)
         sync_folder(self._recording)
 
