@@ -28,6 +28,10 @@ class Breaks:
     _before: ServerInfo | None = None  # of the link that stands
     _broken: tuple[ServerInfo, Cut, float] | None = None  # not yet explained
 
+    def begin(self) -> None:
+        """Say that a new link is tried."""
+        self._before = None
+
     def stand(self, info: ServerInfo) -> None:
         """Say that a link stands, and what the server said of itself before."""
         self._before = info

@@ -64,6 +64,7 @@ class Linker:
     trouble: str | None = None
     breaks: Breaks = field(default_factory=Breaks)
     _room: Room = field(init=False)
+    _full: SpoolFullError | None = None  # why the last link was dropped
     _has_linked: bool = False
     _is_over_limit: bool = False  # a full resync was answered that is not allowed
     _info: ServerInfo = field(default_factory=lambda: ServerInfo({}))
@@ -105,15 +106,17 @@ class Linker:
         session = self.session
         self.breaks.note(session, error)
         self.breaks.refuse(error)
-        is_full = isinstance(error, SpoolFullError)
-        if is_full and session is not None and session.progress.phase == "snapshot":
-            self._room.note_too_little()
+        if isinstance(error, SpoolFullError):
+            self._full = error
+            if session is not None and session.progress.phase == "snapshot":
+                self._room.note_too_little()
 
     async def _link(self) -> None:
         """Connect, and record until the link breaks."""
         options, recorder = self.options, self.recorder
         url = options.url
         self.rewinder.undo()
+        self.breaks.begin()
         await self._wait_for_room()
         self.session = None
         info = await ask_server(url)
@@ -164,15 +167,17 @@ class Linker:
 
     async def _wait_for_room(self) -> None:
         """Wait while the spool is full, with everything that is whole on its way."""
+        full, self._full = self._full, None
         try:
             self.spool.require_room()
         except SpoolFullError as error:
-            self.trouble = (
-                f"{error}; nothing is received until some of it is stored, and nothing "
-                "is lost as long as the primary's backlog reaches back"
-            )
-        else:
+            full = error
+        if full is None:
             return
+        self.trouble = (
+            f"{full}; nothing is received until some of it is stored, and nothing is "
+            "lost as long as the primary's backlog reaches back"
+        )
         _log.error("%s", self.trouble)
         recorder = self.recorder
         if recorder.position is not None:
