@@ -16,6 +16,7 @@ from kvtape.record import agent as agent_module
 from kvtape.record import backoff as backoff_module
 from kvtape.record import linker as linker_module
 from kvtape.record import room as room_module
+from kvtape.record import uploader as uploader_module
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
@@ -44,6 +45,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff_module, "_FIRST", 0.05)
     monkeypatch.setattr(backoff_module, "_LONGEST", 0.1)
     monkeypatch.setattr(room_module, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(uploader_module, "_BY_HAND", 0.1)
     monkeypatch.setattr(agent_module, "_LOOK_AGAIN", 0.05)
     monkeypatch.setattr(linker_module, "_ASK_AGAIN", 0.05)
 
@@ -232,10 +234,7 @@ def test_one_that_does_not_fit_any_more_is_waited_for(
 
 @pytest.mark.parametrize("server_name", ["redis-7.0"], indirect=True)
 def test_a_full_disk_costs_the_primary_no_link_after_link(
-    tmp_path: Path,
-    start_server: StartServer,
-    server_name: str,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, start_server: StartServer, server_name: str
 ) -> None:
     server = start_server(server_name, repl_backlog_size="64mb")
     with small_disk(tmp_path / "disk") as disk, PlainClient(server.client()) as plain:
@@ -251,8 +250,8 @@ def test_a_full_disk_costs_the_primary_no_link_after_link(
                             has_trouble(taping) or taping.agent.recorder.durable >= end
                         )
                     )
-                tries = len(caplog.records)
-                wait_until(lambda: len(caplog.records) > tries + 20)
+                tries = taping.agent.uploader.failures
+                wait_until(lambda: taping.agent.uploader.failures > tries + 15)
                 continued = int(plain.info("stats")["sync_partial_ok"])
                 if os.statvfs(disk).f_blocks * os.statvfs(disk).f_frsize < 2 * MIB:
                     assert continued <= 1

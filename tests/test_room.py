@@ -158,6 +158,12 @@ def test_a_spool_that_was_filled_long_ago_is_said_not_to_grow() -> None:
     assert "it does not grow now" in str(gauge.look(75, 0.0))
 
 
+def test_beyond_the_limit_it_is_said_what_that_means() -> None:
+    said = str(Gauge(limit=100).look(110, 0.0))
+    assert "110 % full" in said
+    assert "nothing more is received" in said
+
+
 def test_what_falls_through_both_levels_is_said_once() -> None:
     gauge = Gauge(limit=100)
     gauge.look(95, 0.0)

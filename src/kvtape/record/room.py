@@ -71,6 +71,8 @@ class Gauge:
         return None
 
     def _outlook(self, used: int, now: float) -> str:
+        if used >= self._limit:
+            return "nothing more is received until some of it is stored"
         then, base = self._seen[0]
         if used <= base or now <= then:
             return "it does not grow now"
