@@ -107,6 +107,7 @@ def test_the_version_is_that_of_the_package() -> None:
         ("record redis://h --repo repo --ack loud", "'loud' is not one of"),
         ("record redis://h --repo repo --segment-size 0", "must be more than nothing"),
         ("record redis://h --repo repo --segment-size x", "is no size"),
+        ("record redis://h --repo repo --spool-limit 0", "must be more than nothing"),
         ("record redis://h --repo repo --stop-timeout x", "is no duration"),
         ("record redis://h --repo repo --full-resyncs-per-hour 0", "resyncs-per-hour"),
     ],
