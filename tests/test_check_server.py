@@ -379,22 +379,29 @@ def test_the_output_buffer_is_judged_by_what_a_snapshot_piles_up(
 
 
 @pytest.mark.parametrize(
-    ("free", "rate", "verdict", "said"),
+    ("free", "limit", "rate", "verdict", "said", "hint"),
     [
-        (100 * GIB, MIB, "ok", "100.0 GiB free holds 28 h of writes, at 1.0 MiB/s"),
-        (50 * GIB, MIB, "warn", "holds 14 h"),
-        (3 * GIB, MIB, "fail", "holds 51 min"),
-        (3 * GIB, 0, "ok", "3.0 GiB free"),
-        (GIB - 1, 0, "fail", "a snapshot may take 1.0 GiB"),
+        (99, 30, MIB, "ok", "room for 30.0 GiB holds 9 h of writes, at 1.0 MiB/s", ""),
+        (99, 15, MIB, "warn", "holds 4 h", "raise --spool-limit"),
+        (15, 99, MIB, "warn", "holds 4 h", "give a larger disk by --spool DIR"),
+        (99, 3, 10 * MIB, "fail", "holds 5 min", "raise --spool-limit"),
+        (3, 99, 0, "ok", "room for 3.0 GiB", ""),
+        (99, 0, 0, "fail", "a snapshot may take 1.0 GiB", "raise --spool-limit"),
     ],
 )
-def test_the_spools_disk_is_judged_by_how_long_it_lasts(
-    free: int, rate: int, verdict: Verdict, said: str
+def test_the_spool_is_judged_by_how_long_it_lasts(
+    free: int, limit: int, rate: int, verdict: Verdict, said: str, hint: str
 ) -> None:
-    finding = spool_space(DiskFacts("/spool", free, 0.001), facts(rate=rate))
-    assert finding.verdict == verdict
-    assert said in finding.message
-    assert bool(finding.hint) == (verdict != "ok")
+    for used in (0, GIB):
+        disk = DiskFacts(
+            *("/spool", free * GIB, 0.001),
+            used_bytes=used,
+            limit_bytes=limit * GIB + used,
+        )
+        finding = spool_space(disk, facts(rate=rate))
+        assert finding.verdict == verdict
+        assert said in finding.message
+        assert finding.hint == hint
 
 
 def test_a_disk_that_is_slow_or_not_writable_is_told() -> None:

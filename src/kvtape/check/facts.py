@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvtape.server.info import ServerInfo
+from kvtape.storage.spool import DEFAULT_LIMIT
 from kvtape.tape.documents import Server
 
 _REDIS_7 = 7
@@ -101,9 +102,21 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """The folder of the spool, or the one that it would be made in."""
+    """The folder of the spool, or the one that it would be made in.
+
+    used_bytes wait there already, and limit_bytes may.
+    """
 
     folder: str
     free_bytes: int | None = None
     sync_seconds: float | None = None
     trouble: str | None = None
+    used_bytes: int = 0
+    limit_bytes: int = DEFAULT_LIMIT
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes can still wait there."""
+        if self.free_bytes is None:
+            return None
+        return max(0, min(self.free_bytes, self.limit_bytes - self.used_bytes))

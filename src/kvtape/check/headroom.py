@@ -25,7 +25,10 @@ BACKLOG_GOOD = 3600.0
 # No more of the machine's memory than this is recommended for an hour's backlog.
 _MEMORY_SHARE = 8
 
-HOUR, DAY = 3600.0, 86400.0
+HOUR = 3600.0
+
+# A store that is gone is back within hours, most of the time.
+SPOOL_WARN, SPOOL_FAIL = 6 * HOUR, 600.0
 
 # How fast a snapshot is made and sent, where no RDB file tells: a slow disk.
 SNAPSHOT_RATE = 50 * _MIB
@@ -290,29 +293,36 @@ def spool_disk(disk: DiskFacts) -> Finding:
 
 
 def spool_space(disk: DiskFacts, facts: ServerFacts | None) -> Finding:
-    """How long the disk lasts while the repository takes nothing."""
-    name, free = "spool-space", disk.free_bytes
-    if free is None:
+    """How long the spool lasts while the repository takes nothing."""
+    name, room = "spool-space", disk.room
+    if room is None:
         return unknown(name, "the free space is not known", "")
     rate = facts.rate if facts is not None else None
-    used = facts.info.number("used_memory") if facts is not None else None
-    measured: dict[str, float | None] = {"free_bytes": free, "snapshot_bytes": used}
+    snapshot = facts.info.data_memory if facts is not None else None
+    measured: dict[str, float | None] = {
+        "room_bytes": room,
+        "free_bytes": disk.free_bytes,
+        "used_bytes": disk.used_bytes,
+        "limit_bytes": disk.limit_bytes,
+        "snapshot_bytes": snapshot,
+    }
     verdict: Verdict = "ok"
-    message = f"{size(free)} free"
+    message = f"room for {size(room)}"
     if rate is not None:
         measured |= _measured(rate)
     if rate is not None and rate.bytes_per_second:
-        seconds = free / rate.bytes_per_second
+        seconds = room / rate.bytes_per_second
         measured["holds_seconds"] = seconds
-        verdict = judged(seconds, warn=DAY, fail=HOUR)
+        verdict = judged(seconds, warn=SPOOL_WARN, fail=SPOOL_FAIL)
         verdict = "warn" if rate.is_bound and verdict == "fail" else verdict
         message += f" holds {duration(seconds)} of writes{_at(rate)}"
-    if used is not None and used > free:
+    if snapshot is not None and snapshot > room:
         verdict = "fail"
-        message += f"; a snapshot may take {size(used)}"
+        message += f"; a snapshot may take {size(snapshot)}"
     elif rate is None:
         return unknown(name, f"{message}; how fast it fills is not known", "")
-    hint = "free some, or give a larger disk by --spool DIR"
+    is_limit = (disk.free_bytes or 0) > room
+    hint = "raise --spool-limit" if is_limit else "give a larger disk by --spool DIR"
     return Finding(name, verdict, message, measured, hint if verdict != "ok" else "")
 
 

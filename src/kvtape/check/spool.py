@@ -12,10 +12,13 @@ import shutil
 import statistics
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from kvtape.check.facts import DiskFacts, Position
-from kvtape.storage.spool import Spool
+from kvtape.errors import RepositoryError
+from kvtape.storage.spool import DEFAULT_LIMIT, Spool
+from kvtape.storage.store import LocalStore
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.names import SegmentName, parse
 from kvtape.tape.segment import NEED_DATA, Frame, Header, Parser, SegmentError
@@ -27,8 +30,16 @@ _BLOCK = bytes(4096)
 _PIECE = 1024 * 1024
 
 
-def disk_facts(folder: Path) -> DiskFacts:
+def disk_facts(folder: Path, limit: int = DEFAULT_LIMIT) -> DiskFacts:
     """Write to the disk of a spool, and measure it. Blocks; leaves nothing behind."""
+    try:
+        used = sum(LocalStore(folder).list().values())
+    except RepositoryError as error:
+        return DiskFacts(str(folder), trouble=str(error), limit_bytes=limit)
+    return replace(_disk(folder), used_bytes=used, limit_bytes=limit)
+
+
+def _disk(folder: Path) -> DiskFacts:
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent

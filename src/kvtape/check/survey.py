@@ -28,6 +28,7 @@ from kvtape.record.agent import default_spool
 from kvtape.server.tls import Tls
 from kvtape.server.url import ServerUrl, parse_url
 from kvtape.storage.repository import SourceFolder
+from kvtape.storage.spool import DEFAULT_LIMIT
 from kvtape.storage.store import Store
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.documents import Source
@@ -63,6 +64,7 @@ class CheckOptions:
     sample: float = 3.0
     password: str | None = None
     tls: Tls | None = None
+    spool_limit: int = DEFAULT_LIMIT
 
 
 async def run_checks(options: CheckOptions) -> list[Finding]:
@@ -83,7 +85,7 @@ async def run_checks(options: CheckOptions) -> list[Finding]:
         message = "where the spool is follows from the repository"
         findings += [unknown(name, message, hint) for name in _SPOOL_NAMES]
     else:
-        disk = await _disk(spool)
+        disk = await _disk(spool, options.spool_limit)
         findings += [spool_disk(disk), spool_space(disk, facts)]
     if facts is None:
         message = "no URL was given, and no source here says where its server is"
@@ -140,9 +142,9 @@ async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | No
     return None if url is None else await ask_server(url, options.sample)
 
 
-async def _disk(spool: Path) -> DiskFacts:
+async def _disk(spool: Path, limit: int) -> DiskFacts:
     try:
-        return await _blocking(partial(disk_facts, spool))
+        return await _blocking(partial(disk_facts, spool, limit))
     except RepositoryError as error:
         return DiskFacts(str(spool), trouble=str(error))
 

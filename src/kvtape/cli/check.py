@@ -51,6 +51,10 @@ def check(
             show_default=False,
         ),
     ] = None,
+    spool_limit: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="How much may wait in the spool of record."),
+    ] = "10GiB",
     ack: Annotated[
         AckOption,
         typer.Option(
@@ -90,6 +94,7 @@ def check(
         options.parse_duration(sample),
         password,
         tls,
+        options.parse_size(spool_limit),
     )
     console = output.stderr_console()
     with console.status("checking") if console.is_terminal else nullcontext():
