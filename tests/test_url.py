@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
-from kvtape.server.url import ServerUrl, format_address, parse_address, parse_url
+from kvtape.server.url import (
+    SentinelUrl,
+    ServerUrl,
+    format_address,
+    parse_address,
+    parse_source,
+    parse_url,
+)
 
 SECRET = "hunter2"
 
@@ -42,7 +49,7 @@ def test_a_url_is_read(text: str, url: ServerUrl) -> None:
         (f"127.0.0.1:6379:{SECRET}", "give the server as a URL such as redis://"),
         ("http://db", "begins with redis:// or valkey://"),
         (f"{SECRET}://db", "begins with redis:// or valkey://"),
-        ("redis+sentinel://a,b/NAME", "Sentinel is not supported yet"),
+        ("redis+sentinel://a,b/NAME", "name the server itself here"),
         ("redis://", "names no host"),
         (f"redis://:{SECRET}@", "names no host"),
         (f"redis://:{SECRET}@:6379", "names no host"),
@@ -65,10 +72,70 @@ def test_what_is_no_url_is_refused_with_the_reason(text: str, why: str) -> None:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("redis+sentinel://h/x", SentinelUrl((("h", 26379),), "x")),
+        ("valkey+sentinel://h:1/x/", SentinelUrl((("h", 1),), "x")),
+        (
+            "redis+sentinel://a,b:1,[::1],[::2]:3/x%2Dy",
+            SentinelUrl((("a", 26379), ("b", 1), ("::1", 26379), ("::2", 3)), "x-y"),
+        ),
+        (
+            "rediss+sentinel://me:s%2F%40@h/x",
+            SentinelUrl((("h", 26379),), "x", "me", "s/@", Tls()),
+        ),
+        (
+            "valkeys+sentinel://:a:b@h/x",
+            SentinelUrl((("h", 26379),), "x", None, "a:b", Tls()),
+        ),
+        ("redis://db", ServerUrl("db", 6379)),
+    ],
+)
+def test_a_url_of_sentinels_is_read(text: str, url: SentinelUrl) -> None:
+    assert parse_source(text) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("redis+sentinel://", "ends with the name"),
+        ("redis+sentinel://h", "ends with the name"),
+        ("redis+sentinel://h/", "ends with the name"),
+        ("redis+sentinel://h/x/y", "ends with the name"),
+        (f"redis+sentinel://:{SECRET}/x@h/y", "ends with the name"),
+        (f"redis+sentinel://:x?{SECRET}@h/y", "ends after the name"),
+        ("redis+sentinel://h/x?db=1", "ends after the name"),
+        (f"redis+sentinel://:{SECRET}@/x", "cannot be read"),
+        ("redis+sentinel://h,/x", "cannot be read"),
+        ("redis+sentinel://h:x/x", "cannot be read"),
+        ("redis+sentinel://h:70000/x", "cannot be read"),
+        ("redis+sentinel://h:0/x", "cannot be read"),
+        ("http+sentinel://h/x", "begins with redis:// or valkey://"),
+        (f"redis:{SECRET}", "give the server as a URL"),
+    ],
+)
+def test_what_is_no_url_of_sentinels_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why) as caught:
+        parse_source(text)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_url_of_sentinels_has_two_logins_and_an_address_that_stays() -> None:
+    url = parse_source("redis+sentinel://me@a,b/x").with_password("server")
+    assert isinstance(url, SentinelUrl)
+    url = url.with_sentinel_login("you", "sentinel")
+    assert url.server("db", 1) == ServerUrl("db", 1, "me", "server")
+    assert url.sentinel_urls[1] == ServerUrl("b", 26379, "you", "sentinel")
+    assert (url.address, url.name) == ("x@sentinel", "x")
+    assert "server'" not in repr(url)
+    assert "sentinel'" not in repr(url)
+
+
 def shown(text: str) -> str:
     """Return what may be shown of a URL, or why it is none."""
     try:
-        url = parse_url(text)
+        url = parse_source(text)
     except UsageError as error:
         return str(error)
     return repr(url) + url.address
@@ -78,6 +145,7 @@ def shown(text: str) -> str:
 def test_of_any_text_no_password_is_shown(garbage: str) -> None:
     assert SECRET not in shown(f"redis://:{SECRET}{garbage}@db:1")
     assert SECRET not in shown(f"redis://me:{garbage}{SECRET}@")
+    assert SECRET not in shown(f"redis+sentinel://:{SECRET}{garbage}@db:1/x")
 
 
 def test_a_password_from_elsewhere_counts_only_if_the_url_has_none() -> None:

@@ -34,7 +34,8 @@ from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.serve import ServeOptions, serve
-from kvtape.server.url import ServerUrl, parse_url
+from kvtape.server.tls import Tls
+from kvtape.server.url import SentinelUrl, ServerUrl, parse_source, parse_url
 from kvtape.storage.commands import RecordedCommand, recorded_commands
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.tape.plan import Plan
@@ -57,9 +58,11 @@ __all__ = [
     "Repository",
     "RepositoryError",
     "Result",
+    "SentinelUrl",
     "ServeOptions",
     "ServerError",
     "ServerUrl",
+    "Tls",
     "ToLatest",
     "ToOffset",
     "ToTime",
@@ -68,6 +71,7 @@ __all__ = [
     "layout_for",
     "open_job",
     "open_repository",
+    "parse_source",
     "parse_url",
     "recorded_commands",
     "restore_data_dir",

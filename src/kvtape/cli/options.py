@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,10 +37,10 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _BYTES[(match[2] or "B").lower()]
 
 
-def read_password(file: Path | None) -> str | None:
+def read_password(file: Path | None, variable: str = "KVTAPE_PASSWORD") -> str | None:
     """Return the password from a file or the environment, if there is one."""
     if file is None:
-        return os.environ.get("KVTAPE_PASSWORD") or None
+        return os.environ.get(variable) or None
     try:
         password = file.read_text().rstrip("\r\n")
     except OSError as error:
@@ -170,6 +170,37 @@ TlsAnyName = Annotated[
         rich_help_panel=_TLS,
         help="Take a certificate of any name that the CA has signed. Whoever holds one "
         "can then pose as the server.",
+    ),
+]
+
+_SENTINEL = "For redis+sentinel://"
+
+SentinelUser = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_SENTINEL,
+        help="The user to be at the Sentinels; the URL's is the server's.",
+        show_default=False,
+    ),
+]
+
+SentinelPasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_SENTINEL,
+        help="The Sentinels' own password; KVTAPE_SENTINEL_PASSWORD is the other way.",
+        show_default=False,
+    ),
+]
+
+PreferRole = Annotated[
+    Literal["primary", "replica"],
+    typer.Option(
+        rich_help_panel=_SENTINEL,
+        help="Which server to record. Where no replica is healthy it is the primary, "
+        "until that link ends.",
     ),
 ]
 

@@ -17,7 +17,7 @@ from kvtape.errors import UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
-from kvtape.server.url import parse_url
+from kvtape.server.url import Address, SentinelUrl, parse_source
 
 _REFRESH = 0.25
 
@@ -31,7 +31,8 @@ def record(
         typer.Argument(
             metavar="URL",
             help="The server: redis://[user[:password]@]host[:port], or valkey://…; "
-            "rediss:// and valkeys:// with TLS.",
+            "rediss:// and valkeys:// with TLS; or the Sentinels that know it: "
+            "redis+sentinel://[user[:password]@]host[:port][,host[:port]...]/NAME.",
             show_default=False,
         ),
     ],
@@ -112,6 +113,9 @@ def record(
         ),
     ] = False,
     password_file: options.PasswordFile = None,
+    prefer: options.PreferRole = "primary",
+    sentinel_user: options.SentinelUser = None,
+    sentinel_password_file: options.SentinelPasswordFile = None,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -135,13 +139,15 @@ def record(
     if not limits.segment_size:
         raise UsageError("--segment-size must be more than nothing")
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
-    server = parse_url(url).with_tls(tls)
+    address = parse_source(url).with_tls(tls)
+    address = address.with_password(options.read_password(password_file))
+    address = _with_sentinel_login(address, sentinel_user, sentinel_password_file)
     most = options.parse_size(spool_limit)
     if not most:
         raise UsageError("--spool-limit must be more than nothing")
     agent = Agent(
         RecordOptions(
-            server.with_password(options.read_password(password_file)),
+            address,
             repo,
             source,
             spool,
@@ -152,6 +158,7 @@ def record(
             until_offset,
             adopt,
             spool_limit=most,
+            prefer=prefer,
         )
     )
 
@@ -163,6 +170,20 @@ def record(
             nursery.cancel_scope.cancel()
 
     run_until_signal(main, agent.stop)
+
+
+def _with_sentinel_login(
+    address: Address, user: str | None, password_file: Path | None
+) -> Address:
+    if isinstance(address, SentinelUrl):
+        password = options.read_password(password_file, "KVTAPE_SENTINEL_PASSWORD")
+        return address.with_sentinel_login(user, password)
+    if user is not None or password_file is not None:
+        raise UsageError(
+            "--sentinel-user and --sentinel-password-file go with a redis+sentinel:// "
+            "URL"
+        )
+    return address
 
 
 async def _show(agent: Agent, console: Console) -> None:

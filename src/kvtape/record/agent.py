@@ -33,6 +33,7 @@ from kvtape.record.room import Gauge, has_enough_free, watch
 from kvtape.record.session import Session
 from kvtape.record.uploader import Uploader
 from kvtape.server.info import ServerInfo
+from kvtape.server.sentinel import Finder
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
@@ -61,6 +62,7 @@ class Agent:
     def __init__(self, options: RecordOptions) -> None:
         self.options = options
         self.is_ready = False
+        self._finder = Finder(options.url, options.prefer)
         self._folder: SourceFolder
         self._queued = Signal()
         self._stopping = trio.Event()
@@ -110,7 +112,7 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
-                info = await ask_server(self.options.url)
+                info = await ask_server(await self._finder.find())
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise cause_of(group) from group
@@ -170,6 +172,7 @@ class Agent:
         addresses |= {h.address for h in stored.histories.values() if h.address}
         self.linker = Linker(
             options,
+            self._finder,
             spool,
             self.recorder,
             clock,
@@ -299,7 +302,7 @@ def _source_folder(
     if name is None:
         sources = repository.sources()
         only = next(iter(sources)) if len(sources) == 1 else None
-        name = only or re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
+        name = only or re.sub(r"[^A-Za-z0-9.]+", "-", options.url.name).strip("-")
     return repository.add_source(Source(name, address, _now(), info.server))
 
 

@@ -34,6 +34,7 @@ from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import FullResync, LinkError, Replica
 from kvtape.server.client import connect, open_client
 from kvtape.server.info import ServerInfo, ask_with_limits
+from kvtape.server.sentinel import Finder
 from kvtape.server.url import ServerUrl
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool, SpoolFullError
@@ -52,6 +53,7 @@ class Linker:
     """
 
     options: RecordOptions
+    finder: Finder
     spool: Spool
     recorder: Recorder
     clock: ReceiptClock
@@ -112,17 +114,22 @@ class Linker:
                 self._room.note_too_little()
 
     async def _link(self) -> None:
-        """Connect, and record until the link breaks."""
-        options, recorder = self.options, self.recorder
-        url = options.url
+        """Find the server, and record until the link breaks or the server moves."""
         self.rewinder.undo()
         self.breaks.begin()
         await self._wait_for_room()
         self.session = None
+        url = await self.finder.find()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.finder.watch, url)
+            await self._link_to(url)
+
+    async def _link_to(self, url: ServerUrl) -> None:
+        recorder = self.recorder
         info = await ask_server(url)
         self._explain(info)
-        ack = choose_ack(options.ack, info, url.address)
-        info = self._info = await self._respect_limit(info)
+        ack = choose_ack(self.options.ack, info, url.address)
+        info = self._info = await self._respect_limit(url, info)
         self.commits.attach(info, url.address, self.clock.now())
         async with await connect(url) as stream:
             replid, offset = recorder.position or (None, 0)
@@ -187,7 +194,7 @@ class Linker:
 
     # Full resyncs.
 
-    async def _respect_limit(self, info: ServerInfo) -> ServerInfo:
+    async def _respect_limit(self, url: ServerUrl, info: ServerInfo) -> ServerInfo:
         """Wait until the limit allows the full resync that is needed, if one is.
 
         Return what the server said last, when the recorder stands where it is asked.
@@ -207,7 +214,7 @@ class Linker:
                 _log.warning("%s; waiting up to %.0f s", self.trouble, wait)
             said = kind
             await trio.sleep(min(wait, _ASK_AGAIN))
-            info = await ask_server(self.options.url)
+            info = await ask_server(url)
         return info
 
     async def _obstacle(self, info: ServerInfo) -> tuple[str, str, float] | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.recorder import Limits
-from kvtape.server.url import ServerUrl
+from kvtape.server.sentinel import Prefer
+from kvtape.server.url import Address
 from kvtape.storage.spool import DEFAULT_LIMIT
 
 
@@ -16,10 +17,10 @@ class RecordOptions:
     """What to record, and how. Times are in seconds.
 
     source and spool may be left out: the source is then named after the address, and
-    the spool stands in the user's state folder.
+    the spool stands in the user's state folder. prefer is for what Sentinels know.
     """
 
-    url: ServerUrl
+    url: Address
     repository: str
     source: str | None = None
     spool: Path | None = None
@@ -30,3 +31,4 @@ class RecordOptions:
     until_offset: int | None = None
     adopt: bool = False
     spool_limit: int = DEFAULT_LIMIT
+    prefer: Prefer = "primary"

@@ -68,12 +68,8 @@ class Client:
         """Send a command and return the reply: bytes, int, None or a list of these."""
         try:
             with trio.fail_after(REPLY_TIMEOUT):
-                await self._stream.send_all(pack(*words))
-                reply = await self._receive()
-        except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
-            if not self._has_heard and isinstance(error, trio.BrokenResourceError):
-                raise closed_without_a_word() from error
-            raise ServerError(f"{self.url.address} went away: {error}") from error
+                await self._send(pack(*words))
+                reply = await self.receive()
         except trio.TooSlowError:
             raise ServerError(
                 f"{self.url.address} did not answer {words[0]!s} for "
@@ -85,6 +81,27 @@ class Client:
                 raise refused(str(reply), str(words[0]))
             raise ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
         return reply
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise self._broken(error) from error
+
+    async def receive(self) -> object:
+        """Return what the server says next, as after SUBSCRIBE, however long it takes.
+
+        It may be cancelled, and nothing is lost.
+        """
+        try:
+            return await self._receive()
+        except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> ServerError:
+        if not self._has_heard and isinstance(error, trio.BrokenResourceError):
+            return closed_without_a_word()
+        return ServerError(f"{self.url.address} went away: {error}")
 
     async def _receive(self) -> object:
         while (reply := self._reader.gets()) is False:

@@ -1,35 +1,36 @@
 """Where a server is, and who we are there: redis://[user[:password]@]host[:port].
 
-rediss:// and valkeys:// are the same over TLS.
+rediss:// and valkeys:// are the same over TLS. redis+sentinel:// names the Sentinels
+that know where the server is, and what they call it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
 
 _DEFAULT_PORT = 6379
-_HIGHEST_PORT = 65535
+_SENTINEL_PORT = 26379
+HIGHEST_PORT = 65535
 
 # The schemes, and whether each means TLS.
 _SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
+_SENTINEL = "+sentinel"
 
-_FORM = (
-    "it is redis://[user[:password]@]host[:port], where / ? # @ : % of a password are "
-    "written as %2F %3F %23 %40 %3A %25"
+_ESCAPES = "/ ? # @ : % of a password are written as %2F %3F %23 %40 %3A %25"
+_FORM = f"it is redis://[user[:password]@]host[:port], where {_ESCAPES}"
+_SENTINEL_FORM = (
+    "it is redis+sentinel://[user[:password]@]host[:port][,host[:port]...]/NAME, where "
+    f"{_ESCAPES}"
 )
 _NO_SCHEME = (
-    "the server's URL begins with redis:// or valkey://, or with rediss:// or "
-    "valkeys:// for TLS"
+    "the server's URL begins with redis:// or valkey://, with rediss:// or valkeys:// "
+    "for TLS, or with redis+sentinel://"
 )
-_NO_SENTINEL = "Sentinel is not supported yet: name the server itself"
-_OTHER_SCHEMES = {
-    "redis+sentinel": _NO_SENTINEL,
-    "valkey+sentinel": _NO_SENTINEL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,18 @@ class ServerUrl:
         """Return host:port, for messages."""
         return format_address(self.host, self.port)
 
+    @property
+    def name(self) -> str:
+        """Return what a recording of it is called if nobody says."""
+        return self.address
+
     def with_password(self, password: str | None) -> ServerUrl:
         """Return the URL with a password from elsewhere, if it has none itself.
 
         A user of whom no password is known is taken to need none, and not to be the
         default user.
         """
-        if password is None and self.username is not None:
-            password = ""
-        if self.password is not None or password is None:
-            return self
-        return replace(self, password=password)
+        return _with_password(self, password)
 
     def with_tls(self, tls: Tls | None) -> ServerUrl:
         """Return the URL with what is known of TLS, if anything is.
@@ -65,13 +67,115 @@ class ServerUrl:
         UsageError if the URL means no TLS: the password would be sent in the clear by
         somebody who took care that it is not.
         """
-        if tls is None:
-            return self
-        if self.tls is None:
-            raise UsageError(
-                "the --tls options need a URL that begins with rediss:// or valkeys://"
-            )
-        return replace(self, tls=tls)
+        return _with_tls(self, tls)
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """A server by the name that its Sentinels have for it.
+
+    The user and the password are the server's; the Sentinels have their own.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    name: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """Return what it is, whatever the server and the Sentinels are by now."""
+        return f"{self.name}@sentinel"
+
+    def with_password(self, password: str | None) -> SentinelUrl:
+        """As ServerUrl.with_password, with the server's password."""
+        return _with_password(self, password)
+
+    def with_tls(self, tls: Tls | None) -> SentinelUrl:
+        """As ServerUrl.with_tls, for the server and the Sentinels."""
+        return _with_tls(self, tls)
+
+    def with_sentinel_login(
+        self, username: str | None, password: str | None
+    ) -> SentinelUrl:
+        """Return the URL with the user and the password of the Sentinels."""
+        if username is not None and password is None:
+            password = ""
+        return replace(self, sentinel_username=username, sentinel_password=password)
+
+    def server(self, host: str, port: int) -> ServerUrl:
+        """Return the URL of a server that a Sentinel names."""
+        return ServerUrl(host, port, self.username, self.password, self.tls)
+
+    @property
+    def sentinel_urls(self) -> list[ServerUrl]:
+        """The URLs of the Sentinels."""
+        login = (self.sentinel_username, self.sentinel_password, self.tls)
+        return [ServerUrl(host, port, *login) for host, port in self.sentinels]
+
+
+Address = ServerUrl | SentinelUrl
+
+_Url = TypeVar("_Url", ServerUrl, SentinelUrl)
+
+
+def _with_password(url: _Url, password: str | None) -> _Url:
+    if password is None and url.username is not None:
+        password = ""
+    if url.password is not None or password is None:
+        return url
+    return replace(url, password=password)
+
+
+def _with_tls(url: _Url, tls: Tls | None) -> _Url:
+    if tls is None:
+        return url
+    if url.tls is None:
+        raise UsageError(
+            "the --tls options need a URL that begins with rediss:// or valkeys://"
+        )
+    return replace(url, tls=tls)
+
+
+def parse_source(text: str) -> Address:
+    """Read the URL of a server or of its Sentinels; UsageError if it is neither."""
+    scheme, separator, rest = text.partition("://")
+    plain = scheme.removesuffix(_SENTINEL)
+    if not separator or plain == scheme or plain not in _SCHEMES:
+        return parse_url(text)
+    if "?" in rest or "#" in rest:
+        raise UsageError(f"the Sentinels' URL ends after the name: {_SENTINEL_FORM}")
+    authority, _, name = rest.partition("/")
+    name = unquote(name.removesuffix("/"))
+    if "@" in name or "/" in name or not name:
+        raise UsageError(
+            "the Sentinels' URL ends with the name that they have for the server: "
+            f"{_SENTINEL_FORM}"
+        )
+    login, _, hosts = authority.rpartition("@")
+    username, _, password = login.partition(":")
+    return SentinelUrl(
+        tuple(map(_sentinel, hosts.split(","))),
+        name,
+        unquote(username) or None,
+        unquote(password) or None,
+        Tls() if _SCHEMES[plain] else None,
+    )
+
+
+def _sentinel(text: str) -> tuple[str, int]:
+    """Read host[:port]."""
+    host, _, port = text.strip().rpartition(":")
+    if not host or text.endswith("]"):
+        host, port = text, str(_SENTINEL_PORT)
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) <= HIGHEST_PORT
+    host = host.strip().removeprefix("[").removesuffix("]")
+    if not host or not is_port:
+        raise UsageError(f"the Sentinels' URL cannot be read: {_SENTINEL_FORM}")
+    return host, int(port)
 
 
 def parse_url(text: str) -> ServerUrl:
@@ -82,8 +186,10 @@ def parse_url(text: str) -> ServerUrl:
             "give the server as a URL such as redis://127.0.0.1:6379 or "
             "valkey://user@db.example:6379"
         )
+    if scheme.removesuffix(_SENTINEL) in _SCHEMES and scheme not in _SCHEMES:
+        raise UsageError("name the server itself here, not its Sentinels")
     if scheme not in _SCHEMES:
-        raise UsageError(_OTHER_SCHEMES.get(scheme, _NO_SCHEME))
+        raise UsageError(_NO_SCHEME)
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -110,7 +216,7 @@ def parse_url(text: str) -> ServerUrl:
 def parse_address(text: str, default_host: str = "") -> tuple[str, int]:
     """Read [HOST:]PORT; port 0 means any free one."""
     host, _, port = text.strip().rpartition(":")
-    if not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
+    if not (port.isascii() and port.isdigit()) or int(port) > HIGHEST_PORT:
         raise UsageError(f"{text!r} is no address: give [HOST:]PORT")
     return host.strip("[]") or default_host, int(port)
 
