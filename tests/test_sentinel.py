@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from kvtape.replication.replica import LinkError
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server import sentinel as sentinel_module
-from kvtape.server.sentinel import Answer, Finder, Prefer, ranked
+from kvtape.server.sentinel import Answer, Finder, Prefer, healthy, ranked
 from kvtape.server.url import SentinelUrl, ServerUrl, parse_source
 from kvtape.tape.point import ToLatest
 from oracle import compare, fingerprint, stable_fingerprint
@@ -58,6 +59,25 @@ def test_the_newest_epoch_counts_most_and_then_the_votes(
     answers: list[tuple[tuple[str, int], int]], expected: list[tuple[str, int]]
 ) -> None:
     assert ranked([Answer(*answer) for answer in answers]) == expected
+
+
+def replica(name: str, offset: int, **changes: str) -> dict[str, str]:
+    fields = {"ip": name, "port": "1", "flags": "slave", "master-link-status": "ok"}
+    return fields | {"slave-repl-offset": str(offset)} | changes
+
+
+def test_of_the_healthy_replicas_the_one_that_has_most_comes_first() -> None:
+    replicas = (
+        replica("b", 1),
+        replica("c", 3, flags="s_down,slave"),
+        replica("d", 3, flags="slave,disconnected"),
+        replica("e", 3, port="70000"),
+        replica("f", 3, port="0"),
+        {**replica("g", 3), "master-link-status": "err"},
+        replica("h", 2),
+    )
+    answers = [Answer(B, 0, (replica("i", 9),)), Answer(A, 0, replicas)]
+    assert healthy(answers, A) == [("h", 1), ("b", 1)]
 
 
 # Finding.
@@ -157,14 +177,23 @@ def test_a_name_that_leads_to_no_primary_is_told(deployment: Deployment) -> None
         assert caught.value.is_passing
 
 
-@pytest.mark.server
 @pytest.mark.usefixtures("_impatient")
 def test_without_a_healthy_replica_the_primary_is_recorded(
     start_server: StartServer,
 ) -> None:
     server = start_server("redis-6.2")
-    with Sentinel("redis-6.2", server.port) as sentinel:
+    # A ghost: something that poses as a replica at a port where nobody listens.
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as ghost,
+        Sentinel("redis-6.2", server.port) as sentinel,
+    ):
         url = Deployment("redis-6.2", [server], [sentinel]).url()
+        assert find(url, "replica").port == server.port
+        ghost.sendall(b"REPLCONF listening-port 1\r\nPSYNC ? -1\r\n")
+        with PlainClient(server.client()) as plain:
+            wait_until(lambda: plain.info("replication")["connected_slaves"] == "1")
+        sentinel.ask("SENTINEL", "RESET", NAME)
+        wait_until(lambda: sentinel.ask("SENTINEL", "REPLICAS", NAME) != [])
         assert find(url, "replica").port == server.port
 
 

@@ -47,7 +47,7 @@ _SERVER_PATIENCE = 5.0
 
 # How often to look again, if the Sentinels name a server that is not what was sought:
 # as they do from the death of a primary until the next one is made. In seconds.
-_WAITS = (0.5, 1.0, 2.0)
+_WAITS = (0.5, 1.0, 2.0, 4.0)
 
 # How often a Sentinel is asked, since a message can be missed, and after how long those
 # that went away are tried again.
@@ -118,11 +118,11 @@ class Finder:
             return self._address
         for wait in _WAITS:
             try:
-                return await self._find(self._address)
+                return await self._find(self._address, is_last=False)
             except NotFoundError as error:
                 _log.info("%s; looking again in %.1f s", error, wait)
             await trio.sleep(wait)
-        return await self._find(self._address)
+        return await self._find(self._address, is_last=True)
 
     async def watch(self, url: ServerUrl) -> None:
         """Raise LinkError when the primary that was found has moved from there.
@@ -139,13 +139,17 @@ class Finder:
 
     # Finding.
 
-    async def _find(self, address: SentinelUrl) -> ServerUrl:
+    async def _find(self, address: SentinelUrl, *, is_last: bool) -> ServerUrl:
         answers = await self._ask_all(address)
         if self._prefer == "replica":
             replica = await self._find_replica(address, answers)
             if replica is not None:
                 self._is_primary = False
                 return self._found(replica)
+            if not is_last and any(answer.replicas for answer in answers):
+                raise NotFoundError(
+                    f"no replica of {address.name} that Sentinel lists is healthy"
+                )
             _log.warning(
                 "Sentinel lists no healthy replica of %s: recording from its primary, "
                 "until that link ends",
@@ -189,21 +193,17 @@ class Finder:
         self, address: SentinelUrl, answers: list[Answer]
     ) -> ServerUrl | None:
         """Return a healthy replica: the last one again, else the one that has most."""
-        newest = max(answers, key=lambda answer: answer.epoch)
-        healthy = filter(_is_healthy, newest.replicas)
-        urls = [
-            address.server(fields["ip"], int(fields["port"]))
-            for fields in sorted(healthy, key=_replicated, reverse=True)
-        ]
-        for url in sorted(urls, key=lambda url: url != self._last):
-            try:
-                info = await _ask_role(url)
-            except ServerError as error:
-                _log.info("the replica %s: %s", url.address, error)
-                continue
-            is_up = info.fields.get("master_link_status", "up") == "up"
-            if info.server.role in ("replica", None) and is_up:
-                return url
+        for primary in ranked(answers):
+            urls = [address.server(*replica) for replica in healthy(answers, primary)]
+            for url in sorted(urls, key=lambda url: url != self._last):
+                try:
+                    info = await _ask_role(url)
+                except ServerError as error:
+                    _log.info("the replica %s: %s", url.address, error)
+                    continue
+                is_up = info.fields.get("master_link_status", "up") == "up"
+                if info.server.role in ("replica", None) and is_up:
+                    return url
         return None
 
     async def _ask_all(self, address: SentinelUrl) -> list[Answer]:
@@ -316,17 +316,19 @@ def _no_answer(address: SentinelUrl, errors: Mapping[str, Error]) -> Error:
     )
 
 
-def _is_healthy(fields: Mapping[str, str]) -> bool:
-    is_up = not _UNHEALTHY & set(fields.get("flags", "").split(","))
-    # What poses as a replica, as kvtape does, may have a port that is none.
-    port = fields.get("port", "")
-    is_real = port.isdigit() and 0 < int(port) <= HIGHEST_PORT
-    return is_up and is_real and fields.get("master-link-status") == "ok"
-
-
-def _replicated(fields: Mapping[str, str]) -> int:
-    offset = fields.get("slave-repl-offset", "")
-    return int(offset) if offset.isdigit() else 0
+def healthy(answers: list[Answer], primary: tuple[str, int]) -> list[tuple[str, int]]:
+    """Return the replicas of a primary that are up and follow it, by what they have."""
+    offsets: dict[tuple[str, int], int] = {}
+    for answer in answers:
+        for fields in answer.replicas if answer.primary == primary else ():
+            port, offset = fields.get("port", ""), fields.get("slave-repl-offset", "")
+            is_up = not _UNHEALTHY & set(fields.get("flags", "").split(","))
+            # What poses as a replica, as kvtape does, may have a port that is none.
+            is_real = port.isdigit() and 0 < int(port) <= HIGHEST_PORT
+            if is_up and is_real and fields.get("master-link-status") == "ok":
+                replica = (fields.get("ip", ""), int(port))
+                offsets[replica] = int(offset) if offset.isdigit() else 0
+    return sorted(offsets, key=lambda replica: (-offsets[replica], replica))
 
 
 # Talking to a Sentinel, and to a server that it names.
