@@ -182,19 +182,20 @@ def test_without_a_healthy_replica_the_primary_is_recorded(
     start_server: StartServer,
 ) -> None:
     server = start_server("redis-6.2")
-    # A ghost: something that poses as a replica at a port where nobody listens.
-    with (
-        socket.create_connection(("127.0.0.1", server.port)) as ghost,
-        Sentinel("redis-6.2", server.port) as sentinel,
-    ):
+    with Sentinel("redis-6.2", server.port) as sentinel:
         url = Deployment("redis-6.2", [server], [sentinel]).url()
         assert find(url, "replica").port == server.port
-        ghost.sendall(b"REPLCONF listening-port 1\r\nPSYNC ? -1\r\n")
+    # A ghost: something that poses as a replica at a port where nobody listens.
+    with socket.create_connection(("127.0.0.1", server.port)) as ghost:
+        ghost.sendall(b"REPLCONF listening-port 1\r\n")
+        assert ghost.recv(10) == b"+OK\r\n"
+        ghost.sendall(b"PSYNC ? -1\r\n")
         with PlainClient(server.client()) as plain:
             wait_until(lambda: plain.info("replication")["connected_slaves"] == "1")
-        sentinel.ask("SENTINEL", "RESET", NAME)
-        wait_until(lambda: sentinel.ask("SENTINEL", "REPLICAS", NAME) != [])
-        assert find(url, "replica").port == server.port
+        with Sentinel("redis-6.2", server.port) as sentinel:
+            wait_until(lambda: sentinel.ask("SENTINEL", "REPLICAS", NAME) != [])
+            url = Deployment("redis-6.2", [server], [sentinel]).url()
+            assert find(url, "replica").port == server.port
 
 
 @pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-8.0"], indirect=True)
@@ -261,6 +262,26 @@ def test_where_no_sentinel_answers_all_of_them_are_named(tmp_path: Path) -> None
     must_fail(outcome, 8, f"no Sentinel of {NAME} answers: cannot connect to")
     for sentinel in (one, two):
         assert f"127.0.0.1:{sentinel.port}" in outcome.err
+
+
+@pytest.mark.server
+def test_what_sentinels_name_is_checked(deployment: Deployment, tmp_path: Path) -> None:
+    def check(url: str) -> dict[str, str]:
+        outcome = kvtape(
+            *("check", url, "--repo", tmp_path / "repo", "--json", "--sample", "0"),
+            *("--prefer", "replica"),
+            env={
+                "KVTAPE_PASSWORD": SERVER_SECRET,
+                "KVTAPE_SENTINEL_PASSWORD": SENTINEL_SECRET,
+            },
+        )
+        assert "marker" not in outcome.out + outcome.err
+        return {one["name"]: one["message"] for one in outcome.document()["checks"]}
+
+    assert "replica" in check(deployment.text())["role"]
+    with Sentinel(deployment.name, 1) as gone:
+        url = deployment.text(gone)
+    assert f"no Sentinel of {NAME} answers" in check(url)["reachability"]
 
 
 def test_options_without_sentinels_are_refused(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ from kvtape.check.fitness import fitness, reachability, unknown
 from kvtape.check.headroom import headroom, spool_disk, spool_space
 from kvtape.check.repository import NAMES, Place, identify, not_tried, probe, stored
 from kvtape.check.spool import disk_facts, position
-from kvtape.errors import Error, RepositoryError, UsageError
+from kvtape.errors import Error, RepositoryError, ServerError, UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.agent import default_spool
+from kvtape.server.sentinel import Finder, Prefer
 from kvtape.server.tls import Tls
-from kvtape.server.url import ServerUrl, parse_url
+from kvtape.server.url import AT_SENTINEL, Address, parse_url
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import DEFAULT_LIMIT
 from kvtape.storage.store import Store
@@ -53,11 +54,12 @@ class CheckOptions:
     """What to check. sample is for how many seconds the rate of writes is measured.
 
     Without a URL the server is the one that the source was recorded from, with the
-    password given here, and over TLS if it is said how.
+    password given here, and over TLS if it is said how; one that Sentinels found needs
+    their URL again.
     """
 
     repository: str
-    url: ServerUrl | None = None
+    url: Address | None = None
     source: str | None = None
     spool: Path | None = None
     ack: AckOption = "auto"
@@ -65,6 +67,7 @@ class CheckOptions:
     password: str | None = None
     tls: Tls | None = None
     spool_limit: int = DEFAULT_LIMIT
+    prefer: Prefer = "primary"
 
 
 async def run_checks(options: CheckOptions) -> list[Finding]:
@@ -135,11 +138,17 @@ def _spool(
 
 async def _ask(options: CheckOptions, source: Source | None) -> ServerFacts | None:
     url = options.url
-    if url is None and source is not None:
-        scheme = "redis" if options.tls is None else "rediss"
-        url = parse_url(f"{scheme}://{source.address}").with_tls(options.tls)
-        url = url.with_password(options.password)
-    return None if url is None else await ask_server(url, options.sample)
+    if url is not None:
+        try:
+            server = await Finder(url, options.prefer).find()
+        except ServerError as error:
+            return ServerFacts(url.address, trouble=str(error))
+        return await ask_server(server, options.sample)
+    if source is None or source.address.endswith(AT_SENTINEL):
+        return None
+    scheme = "redis" if options.tls is None else "rediss"
+    server = parse_url(f"{scheme}://{source.address}").with_tls(options.tls)
+    return await ask_server(server.with_password(options.password), options.sample)
 
 
 async def _disk(spool: Path, limit: int) -> DiskFacts:

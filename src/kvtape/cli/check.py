@@ -17,7 +17,7 @@ from kvtape.cli import options, output
 from kvtape.cli.runner import run_unless_signal
 from kvtape.errors import CheckError
 from kvtape.record.acknowledge import AckOption
-from kvtape.server.url import parse_url
+from kvtape.server.url import parse_source
 
 _WIDTH = 80
 _INDENT = " " * 6
@@ -70,6 +70,9 @@ def check(
         ),
     ] = "3s",
     password_file: options.PasswordFile = None,
+    prefer: options.PreferRole = "primary",
+    sentinel_user: options.SentinelUser = None,
+    sentinel_password_file: options.SentinelPasswordFile = None,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -85,9 +88,15 @@ def check(
     """
     password = options.read_password(password_file)
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
+    address = None
+    if url is not None:
+        address = parse_source(url).with_tls(tls).with_password(password)
+        address = options.with_sentinel_login(
+            address, sentinel_user, sentinel_password_file
+        )
     chosen = CheckOptions(
         repo,
-        None if url is None else parse_url(url).with_tls(tls).with_password(password),
+        address,
         source,
         spool,
         ack,
@@ -95,6 +104,7 @@ def check(
         password,
         tls,
         options.parse_size(spool_limit),
+        prefer,
     )
     console = output.stderr_console()
     with console.status("checking") if console.is_terminal else nullcontext():

@@ -12,6 +12,7 @@ import typer
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
+from kvtape.server.url import Address, SentinelUrl
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -69,6 +70,21 @@ def tls(
         raise UsageError("--tls-key goes with --tls-cert")
     chosen = Tls(ca, cert, key, not any_name, server_name)
     return None if chosen == Tls() else chosen
+
+
+def with_sentinel_login(
+    address: Address, user: str | None, password_file: Path | None
+) -> Address:
+    """Return the address with the user and the password of its Sentinels."""
+    if isinstance(address, SentinelUrl):
+        password = read_password(password_file, "KVTAPE_SENTINEL_PASSWORD")
+        return address.with_sentinel_login(user, password)
+    if user is not None or password_file is not None:
+        raise UsageError(
+            "--sentinel-user and --sentinel-password-file go with a redis+sentinel:// "
+            "URL"
+        )
+    return address
 
 
 Repo = Annotated[

@@ -17,7 +17,7 @@ from kvtape.errors import UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
-from kvtape.server.url import Address, SentinelUrl, parse_source
+from kvtape.server.url import parse_source
 
 _REFRESH = 0.25
 
@@ -141,7 +141,9 @@ def record(
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     address = parse_source(url).with_tls(tls)
     address = address.with_password(options.read_password(password_file))
-    address = _with_sentinel_login(address, sentinel_user, sentinel_password_file)
+    address = options.with_sentinel_login(
+        address, sentinel_user, sentinel_password_file
+    )
     most = options.parse_size(spool_limit)
     if not most:
         raise UsageError("--spool-limit must be more than nothing")
@@ -170,20 +172,6 @@ def record(
             nursery.cancel_scope.cancel()
 
     run_until_signal(main, agent.stop)
-
-
-def _with_sentinel_login(
-    address: Address, user: str | None, password_file: Path | None
-) -> Address:
-    if isinstance(address, SentinelUrl):
-        password = options.read_password(password_file, "KVTAPE_SENTINEL_PASSWORD")
-        return address.with_sentinel_login(user, password)
-    if user is not None or password_file is not None:
-        raise UsageError(
-            "--sentinel-user and --sentinel-password-file go with a redis+sentinel:// "
-            "URL"
-        )
-    return address
 
 
 async def _show(agent: Agent, console: Console) -> None:

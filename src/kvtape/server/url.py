@@ -21,6 +21,9 @@ HIGHEST_PORT = 65535
 _SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 _SENTINEL = "+sentinel"
 
+# How the address of a server ends that is known by its Sentinels' name.
+AT_SENTINEL = "@sentinel"
+
 _ESCAPES = "/ ? # @ : % of a password are written as %2F %3F %23 %40 %3A %25"
 _FORM = f"it is redis://[user[:password]@]host[:port], where {_ESCAPES}"
 _SENTINEL_FORM = (
@@ -88,7 +91,7 @@ class SentinelUrl:
     @property
     def address(self) -> str:
         """Return what it is, whatever the server and the Sentinels are by now."""
-        return f"{self.name}@sentinel"
+        return f"{self.name}{AT_SENTINEL}"
 
     def with_password(self, password: str | None) -> SentinelUrl:
         """As ServerUrl.with_password, with the server's password."""
