@@ -22,6 +22,9 @@ Valkey 8.0 to 9.1):
 
 Newlines are legal where a primary has nothing else to say: before its answer to PSYNC
 and before a snapshot. They are not part of any offset.
+
+A replica that only wants the snapshot says so (rdb-only); the conversation then ends
+with it, since the server hangs up and streams nothing.
 """
 
 from __future__ import annotations
@@ -130,16 +133,18 @@ class _State(Enum):
     PREAMBLE = auto()  # waiting for $length or $EOF:mark
     SNAPSHOT = auto()
     STREAM = auto()
+    DONE = auto()  # the snapshot was all that was wanted
 
 
 # What it means that the connection ends.
 _ENDS = {
-    _State.HANDSHAKE: "the primary closed the connection in the handshake",
-    _State.PSYNC: "the primary closed the connection in the handshake",
-    _State.PREAMBLE: "the primary closed the connection before the snapshot; its log "
+    _State.HANDSHAKE: "the {peer} closed the connection in the handshake",
+    _State.PSYNC: "the {peer} closed the connection in the handshake",
+    _State.PREAMBLE: "the {peer} closed the connection before the snapshot; its log "
     "says why the snapshot failed",
-    _State.SNAPSHOT: "the primary cut the link within the snapshot",
-    _State.STREAM: "the primary cut the link after {offset}",
+    _State.SNAPSHOT: "the {peer} cut the link within the snapshot",
+    _State.STREAM: "the {peer} cut the link after {offset}",
+    _State.DONE: "the {peer} closed the connection after the snapshot",
 }
 
 
@@ -184,6 +189,7 @@ class Replica:
     ) -> None:
         self._replid = replid
         self._offset = offset
+        self._snapshot_only = False
         self._steps = list(_handshake(username, password, listening_port))
         self._step = self._steps.pop(0)
         self._state = _State.HANDSHAKE
@@ -192,6 +198,17 @@ class Replica:
         self._outgoing = pack(*self._step.words)
         self._remaining = 0  # snapshot bytes still to come, when the length is known
         self._mark = b""  # otherwise, what the snapshot ends with
+
+    @classmethod
+    def for_snapshot(cls, username: str | None, password: str | None) -> Replica:
+        """Return one that wants a snapshot and no stream: SnapshotEnd is its last.
+
+        The other end is as a rule a replica, too.
+        """
+        replica = cls(username=username, password=password)
+        replica._snapshot_only = True
+        replica._steps.append(_Step(("REPLCONF", "rdb-only", 1)))
+        return replica
 
     @property
     def is_online(self) -> bool:
@@ -220,12 +237,15 @@ class Replica:
         """Return the error that the end of the connection amounts to."""
         if not self._has_heard:
             return closed_without_a_word()
-        return LinkError(_ENDS[self._state].format(offset=self._offset))
+        peer = "replica" if self._snapshot_only else "primary"
+        return LinkError(_ENDS[self._state].format(peer=peer, offset=self._offset))
 
     def next_event(self) -> Event | NeedData:
         """Return the next thing that happened, or NEED_DATA."""
         if self._state is _State.STREAM:
             return self._stream()
+        if self._state is _State.DONE:
+            return NEED_DATA
         if self._state is _State.SNAPSHOT:
             return self._marked_snapshot() if self._mark else self._sized_snapshot()
         return self._next_line()
@@ -316,8 +336,7 @@ class Replica:
 
     def _sized_snapshot(self) -> Event | NeedData:
         if self._remaining == 0:
-            self._state = _State.STREAM
-            return SnapshotEnd()
+            return self._end_snapshot()
         if not self._buffer:
             return NEED_DATA
         data = self._take(self._remaining)
@@ -328,11 +347,14 @@ class Replica:
         end = self._buffer.find(self._mark)
         if end == 0:
             self._take(MARK_LENGTH)
-            self._state = _State.STREAM
-            return SnapshotEnd()
+            return self._end_snapshot()
         # The last bytes we have may be the start of the mark, so they have to wait.
         safe = end if end > 0 else len(self._buffer) - MARK_LENGTH + 1
         return SnapshotData(self._take(safe)) if safe > 0 else NEED_DATA
+
+    def _end_snapshot(self) -> SnapshotEnd:
+        self._state = _State.DONE if self._snapshot_only else _State.STREAM
+        return SnapshotEnd()
 
     def _stream(self) -> Event | NeedData:
         if not self._buffer:
