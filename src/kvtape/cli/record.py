@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from kvtape.errors import UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
-from kvtape.server.url import parse_source
+from kvtape.server.url import Address, ServerUrl, parse_source, parse_url
 
 _REFRESH = 0.25
 
@@ -112,6 +113,24 @@ def record(
             "nothing of what was recorded.",
         ),
     ] = False,
+    snapshot_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Take snapshots from this replica of the server, which then never "
+            "forks for us. Without a user in it, the server's is used.",
+            show_default=False,
+        ),
+    ] = None,
+    snapshot_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Begin with this RDB file of the server or of a replica of it, whose "
+            "offset must still be in the server's backlog.",
+            show_default=False,
+        ),
+    ] = None,
     password_file: options.PasswordFile = None,
     prefer: options.PreferRole = "primary",
     sentinel_user: options.SentinelUser = None,
@@ -138,12 +157,15 @@ def record(
     )
     if not limits.segment_size:
         raise UsageError("--segment-size must be more than nothing")
+    password = options.read_password(password_file)
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
-    address = parse_source(url).with_tls(tls)
-    address = address.with_password(options.read_password(password_file))
+    address = parse_source(url).with_tls(tls).with_password(password)
     address = options.with_sentinel_login(
         address, sentinel_user, sentinel_password_file
     )
+    replica = None if snapshot_from is None else _replica(snapshot_from, address)
+    if replica is not None:
+        replica = replica.with_password(password)
     most = options.parse_size(spool_limit)
     if not most:
         raise UsageError("--spool-limit must be more than nothing")
@@ -159,8 +181,10 @@ def record(
             options.parse_duration(stop_timeout),
             until_offset,
             adopt,
-            spool_limit=most,
-            prefer=prefer,
+            most,
+            prefer,
+            replica,
+            snapshot_file,
         )
     )
 
@@ -172,6 +196,16 @@ def record(
             nursery.cancel_scope.cancel()
 
     run_until_signal(main, agent.stop)
+
+
+def _replica(text: str, server: Address) -> ServerUrl:
+    """Read the URL of a replica, with what it leaves out taken from its primary's."""
+    replica = parse_url(text)
+    if replica.tls is not None and server.tls is not None:
+        replica = replica.with_tls(server.tls)
+    if replica.username is None and replica.password is None:
+        replica = replace(replica, username=server.username, password=server.password)
+    return replica
 
 
 async def _show(agent: Agent, console: Console) -> None:

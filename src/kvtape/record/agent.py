@@ -25,11 +25,20 @@ from kvtape.record.commits import Commits
 from kvtape.record.identity import Identity
 from kvtape.record.linker import Linker, ask_server
 from kvtape.record.options import RecordOptions
-from kvtape.record.position import recover, stored_catalogue, stored_position
+from kvtape.record.position import (
+    last_restorable,
+    recover,
+    root,
+    stored_catalogue,
+    stored_position,
+)
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
 from kvtape.record.rewind import Rewinder
 from kvtape.record.room import Gauge, has_enough_free, watch
+from kvtape.record.seed import Seeder
+from kvtape.record.seed_file import FileOrigin
+from kvtape.record.seed_replica import ReplicaOrigin
 from kvtape.record.session import Session
 from kvtape.record.uploader import Uploader
 from kvtape.server.info import ServerInfo
@@ -78,7 +87,10 @@ class Agent:
         """Why nothing is recorded now; None if it is."""
         if self._disk_trouble is not None:
             return self._disk_trouble
-        return self.linker.trouble if self.is_ready else None
+        if not self.is_ready:
+            return None
+        seeder = self.linker.seeder
+        return self.linker.trouble or (seeder.trouble if seeder is not None else None)
 
     def stop(self) -> None:
         """Have run() write and upload what there is, and return."""
@@ -163,11 +175,16 @@ class Agent:
             GapName(gap.replid, gap.start_offset, gap.end_offset).path
             for gap in stored.gaps
         ]
+        is_rooted, since = True, 0
+        if position is not None:
+            is_rooted, since = root(stored, position, self.spool)
+        before = None if is_rooted else last_restorable(stored)
         options, spool, queued = self.options, self.spool, self._queued
+        resyncs = FullResyncs(spool, options.full_resyncs_per_hour)
         self.recorder = Recorder(spool, options.limits, queued)
         self.uploader = Uploader(spool, self._folder, queued)
         runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
-        commits = Commits(spool, known, runs)
+        commits = Commits(spool, known, runs, is_rooted=is_rooted, before=before)
         addresses = {repository.sources()[self._folder.name].address}
         addresses |= {h.address for h in stored.histories.values() if h.address}
         self.linker = Linker(
@@ -177,7 +194,7 @@ class Agent:
             self.recorder,
             clock,
             commits,
-            FullResyncs(spool, options.full_resyncs_per_hour),
+            resyncs,
             Identity(
                 self._folder.name,
                 options.url.address,
@@ -188,6 +205,17 @@ class Agent:
             Rewinder(self.recorder, self._folder, spool),
             queued,
         )
+        if (origin := _origin(options)) is not None:
+            self.linker.seeder = Seeder(
+                origin,
+                spool,
+                self.recorder,
+                clock,
+                commits,
+                resyncs,
+                queued,
+                since,
+            )
         if position is not None:
             self.recorder.follow(position)
         self.is_ready = True
@@ -274,17 +302,29 @@ class Agent:
                     await self._stopping.wait()
                     return
 
+    def _has_recorded(self, offset: int) -> bool:
+        recorder, is_rooted = self.recorder, self.linker.commits.is_rooted
+        return recorder.durable >= offset and recorder.replid is not None and is_rooted
+
     async def _stop_in_time(self, links: trio.CancelScope) -> None:
         """Cut the link when it is time to stop."""
         until = self.options.until_offset if self.is_ready else None
         while until is not None and not self._stopping.is_set():
-            if self.recorder.durable >= until and self.recorder.replid is not None:
+            if self._has_recorded(until):
                 self.stop()
             else:
                 with trio.move_on_after(1):
                     await self.recorder.written.wait()
         await self._stopping.wait()
         links.cancel()
+
+
+def _origin(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
+    if options.snapshot_from is not None:
+        return ReplicaOrigin(options.snapshot_from)
+    if options.snapshot_file is not None:
+        return FileOrigin(options.snapshot_file)
+    return None
 
 
 def default_spool(folder: SourceFolder) -> Path:

@@ -7,12 +7,16 @@ only when that is durable: until then the old history may still be continued.
 Where two histories part is what the server says (INFO, before the link) if it says it,
 so that two agents that lost their links at different offsets write the same.
 
-All calls block.
+Where the stream was joined without a snapshot (kvtape.record.seed), nothing of it can
+be restored until one is stored: what is followed then is not rooted.
+
+All calls block but attach(), and may come from two threads at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from threading import Lock
 
 from kvtape.record.position import Position
 from kvtape.record.room import Outage
@@ -29,7 +33,9 @@ class Commits:
 
     run_ids tell which run of a server each history was recorded from, where that is
     known; server is who is recorded from now, as far as it is known; outage the last
-    time that the spool was full.
+    time that the spool was full. is_rooted tells whether a snapshot leads up to what is
+    followed; if not, before is where the story that can be restored ends, if there is
+    one. forks has the offsets that histories forked at while they were recorded.
     """
 
     def __init__(
@@ -37,16 +43,28 @@ class Commits:
         spool: Spool,
         known: Iterable[str],
         run_ids: Mapping[str, str | None] | None = None,
+        *,
+        is_rooted: bool = True,
+        before: Position | None = None,
     ) -> None:
         self.server = Server()
         self.outage: Outage | None = None
+        self.is_rooted = is_rooted
+        self.forks: dict[str, int] = {}
         self.gaps: list[Gap] = []  # found by this process
+        self._before = before
         self._spool = spool
         self._known = set(known)
         self._run_ids = dict(run_ids or {})
         self._info = ServerInfo({})
         self._address: str | None = None
         self._started: int | None = None
+        self._lock = Lock()  # the spool makes one document at a time
+
+    @property
+    def restorable_until(self) -> int:
+        """The time (ms) at which the story before a stretch without a root ends."""
+        return 0 if self._before is None else self._before.time
 
     def attach(self, info: ServerInfo, address: str, now: int) -> None:
         """Note who is recorded from the next link on; now is in ms."""
@@ -62,38 +80,63 @@ class Commits:
 
     def fork(self, parent: str | None, fork: Position) -> None:
         """Write down that the primary goes on under another replid from here."""
-        shared = self._shared(parent, fork.replid)
-        self._run_ids[fork.replid] = self.server.run_id
-        self._begin_history(
-            History(
-                replid=fork.replid,
-                reason="failover",
-                created=fork.time,
-                parent=parent,
-                parent_offset=max(fork.offset, shared or 0),
-                address=self._address,
+        with self._lock:
+            offset = max(fork.offset, self._shared(parent, fork.replid) or 0)
+            self.forks[fork.replid] = offset
+            self._run_ids[fork.replid] = self.server.run_id
+            self._begin_history(
+                History(
+                    replid=fork.replid,
+                    reason="failover",
+                    created=fork.time,
+                    parent=parent,
+                    parent_offset=offset,
+                    address=self._address,
+                )
             )
-        )
+
+    def join(self, start: Position, before: Position | None) -> None:
+        """Write down that the stream is followed from start, without a snapshot yet.
+
+        before is where recording stood.
+        """
+        with self._lock:
+            if self.is_rooted:
+                self._before = before
+            self.is_rooted = False
+            self._begin(start.replid, start.time, self._before)
 
     def snapshot(self, manifest: Manifest, before: Position | None) -> None:
         """Queue a synced snapshot, and what is missing between it and before."""
+        with self._lock:
+            if not self.is_rooted:
+                before = self._before
+            shared = self._begin(manifest.replid, manifest.time, before)
+            if before is not None:
+                self._note_gap(before, manifest, shared)
+            self._run_ids[manifest.replid] = self.server.run_id
+            name = SnapshotName(manifest.replid, manifest.offset, manifest.time)
+            self._spool.queue_snapshot(name, documents.encode(manifest))
+            self.is_rooted = True
+
+    def _begin(self, replid: str, time: int, before: Position | None) -> int | None:
+        """Write down that a history begins without the bytes before it.
+
+        Return the last offset that it shares with the one before, if that is known.
+        """
         parent = None if before is None else before.replid
-        shared = self._shared(parent, manifest.replid)
+        shared = self._shared(parent, replid)
         self._begin_history(
             History(
-                replid=manifest.replid,
+                replid=replid,
                 reason="first" if before is None else "full-resync",
-                created=manifest.time,
+                created=time,
                 parent=None if shared is None else parent,
                 parent_offset=shared,
                 address=self._address,
             )
         )
-        if before is not None:
-            self._note_gap(before, manifest, shared)
-        self._run_ids[manifest.replid] = manifest.server.run_id
-        name = SnapshotName(manifest.replid, manifest.offset, manifest.time)
-        self._spool.queue_snapshot(name, documents.encode(manifest))
+        return shared
 
     def _shared(self, parent: str | None, replid: str) -> int | None:
         """Return the last offset that two histories share, if the server told it."""

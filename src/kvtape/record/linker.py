@@ -29,6 +29,7 @@ from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
 from kvtape.record.rewind import Rewinder
 from kvtape.record.room import Room
+from kvtape.record.seed import Seeder
 from kvtape.record.session import Session
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import FullResync, LinkError, Replica
@@ -62,6 +63,7 @@ class Linker:
     identity: Identity
     rewinder: Rewinder
     queued: Signal
+    seeder: Seeder | None = None
     session: Session | None = None
     trouble: str | None = None
     breaks: Breaks = field(default_factory=Breaks)
@@ -76,6 +78,12 @@ class Linker:
 
     async def run(self) -> None:
         """Record for ever. Raises OSError of the disk, or what waiting cannot mend."""
+        async with trio.open_nursery() as nursery:
+            if self.seeder is not None:
+                nursery.start_soon(self.seeder.run)
+            await self._keep_linking()
+
+    async def _keep_linking(self) -> None:
         backoff = Backoff()
         while True:
             try:
@@ -129,10 +137,10 @@ class Linker:
         info = await ask_server(url)
         self._explain(info)
         ack = choose_ack(self.options.ack, info, url.address)
-        info = self._info = await self._respect_limit(url, info)
+        info = self._info = await self._prepare(url, info)
         self.commits.attach(info, url.address, self.clock.now())
         async with await connect(url) as stream:
-            replid, offset = recorder.position or (None, 0)
+            replid, offset = self._position() or (None, 0)
             replica = Replica(
                 replid,
                 offset,
@@ -159,6 +167,8 @@ class Linker:
         self.identity.confirm()
         self.trouble = None
         self.breaks.stand(self._info)
+        if self.seeder is not None:
+            self.seeder.linked()
 
     def _explain(self, info: ServerInfo) -> None:
         position = self.recorder.position
@@ -194,6 +204,15 @@ class Linker:
 
     # Full resyncs.
 
+    async def _prepare(self, url: ServerUrl, info: ServerInfo) -> ServerInfo:
+        """Have the recorder stand where the link is to begin; return the last INFO."""
+        if self.seeder is not None:
+            await self._can_continue(info)  # goes back, and looks whom it has before it
+            self.commits.attach(info, url.address, self.clock.now())
+            if await self.seeder.join(info, url.address):
+                return info
+        return await self._respect_limit(url, info)
+
     async def _respect_limit(self, url: ServerUrl, info: ServerInfo) -> ServerInfo:
         """Wait until the limit allows the full resync that is needed, if one is.
 
@@ -217,6 +236,11 @@ class Linker:
             info = await ask_server(url)
         return info
 
+    def _position(self) -> tuple[str, int] | None:
+        """Return where to go on: nowhere, if no snapshot leads there or ever will."""
+        is_rooted = self.commits.is_rooted or self.seeder is not None
+        return self.recorder.position if is_rooted else None
+
     async def _obstacle(self, info: ServerInfo) -> tuple[str, str, float] | None:
         """Return what stands against a full resync now: kind, sentence, how long (s).
 
@@ -239,7 +263,7 @@ class Linker:
 
     async def _can_continue(self, info: ServerInfo) -> bool:
         await self.rewinder.go_back(info)
-        position = self.recorder.position
+        position = self._position()
         can = False if position is None else info.can_continue(*position)
         if can is False:
             self.identity.check(info)
@@ -253,6 +277,11 @@ class Linker:
         self.identity.check(self._info, announced.replid)
         is_over = self.resyncs.wait(now) > 0
         self.resyncs.announce(now)
+        if self.seeder is not None and not self.seeder.allows_full_resyncs:
+            raise LinkError(
+                "the primary answered with a full resync, which it said it need not: "
+                "the link was dropped at once"
+            )
         if is_over:
             self._is_over_limit = True
             raise LinkError(

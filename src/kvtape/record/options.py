@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.recorder import Limits
 from kvtape.server.sentinel import Prefer
-from kvtape.server.url import Address
+from kvtape.server.url import Address, ServerUrl
 from kvtape.storage.spool import DEFAULT_LIMIT
 
 
@@ -32,3 +33,14 @@ class RecordOptions:
     adopt: bool = False
     spool_limit: int = DEFAULT_LIMIT
     prefer: Prefer = "primary"
+    # Where snapshots come from instead of the server: a replica of it, or an RDB file.
+    snapshot_from: ServerUrl | None = None
+    snapshot_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense together."""
+        if self.snapshot_from is not None and self.snapshot_file is not None:
+            raise UsageError(
+                "--snapshot-from and --snapshot-file are two ways to have the same "
+                "snapshot: give one of them"
+            )

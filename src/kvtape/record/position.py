@@ -81,6 +81,33 @@ def stored_position(
     return Position(tip.replid, tip.offset, tip.offset, db, tip.time)
 
 
+def root(stored: Catalogue, position: Position, spool: Spool) -> tuple[bool, int]:
+    """Return whether a snapshot leads up to a position, and since where it is recorded.
+
+    The stream may have been joined without one, and the recorder have died before the
+    snapshot was there.
+    """
+    segment = spool.segment
+    start = position.offset if segment is None else segment.writer.header.start
+    replid = position.replid
+    known = replid in stored.histories
+    stretches = stored.stretches(stored.lineage(replid)) if known else []
+    is_rooted = any(stretch.start <= start <= stretch.end for stretch in stretches)
+    for name in reversed(stored.segments.get(replid, [])):
+        if name.start < start <= name.end:
+            start = name.start
+    return is_rooted, start
+
+
+def last_restorable(stored: Catalogue) -> Position | None:
+    """Return where the story ends that can be restored."""
+    ranges = stored.all_ranges()
+    if not ranges:
+        return None
+    last = max(ranges, key=lambda range_: (range_.end_time, range_.end))
+    return Position(last.replid, last.end, last.end, NO_DB, last.end_time)
+
+
 def _db_at_end(content: bytes, name: SegmentName) -> int:
     parser = segment.Parser()
     parser.receive_data(content)

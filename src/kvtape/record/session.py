@@ -171,8 +171,8 @@ class Session:
 
     def _ack_offset(self) -> int:
         # A snapshot that is not durable yet is nothing to acknowledge anything on.
-        is_hidden = self.ack == "hidden" or self._snapshot is not None
-        return 0 if is_hidden else self.recorder.durable
+        is_rooted = self._snapshot is None and self.commits.is_rooted
+        return 0 if self.ack == "hidden" or not is_rooted else self.recorder.durable
 
     async def _act(self, event: Event, now: int) -> None:
         match event:

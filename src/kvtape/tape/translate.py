@@ -32,6 +32,7 @@ import hiredis
 
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.resp import PIECE, pack, packed_length
+from kvtape.replication.tracker import NO_DB
 from kvtape.tape.field_ttl import Command, FieldTtls, Rewritten
 from kvtape.tape.segment import Facts, Mark
 
@@ -105,7 +106,9 @@ class Translator:
         data = pieces[0].data if len(pieces) == 1 else b"".join(p.data for p in pieces)
         if all(map(self._is_plain, pieces)):
             self.tally.commands += sum(p.facts.summary.commands for p in pieces)
-            if self._fields is not None:
+            # Not known where the stream was joined in its middle and no SELECT came
+            # since: what the snapshot says goes on to hold.
+            if self._fields is not None and piece.facts.db != NO_DB:
                 self._fields.select(piece.facts.db)
         else:
             marks = [mark for piece in pieces for mark in piece.facts.marks]
