@@ -326,6 +326,63 @@ def test_it_is_online_when_the_snapshot_has_ended_and_not_before() -> None:
     assert replica.is_online
 
 
+# The snapshot alone.
+
+
+@conversations
+def test_a_snapshot_alone_ends_the_conversation_however_it_is_cut(
+    conversation: Conversation,
+) -> None:
+    *replies, rest = conversation.said.split(b"\r\n", 4)
+    said = b"\r\n".join([*replies, b"+OK", rest])
+    expected = [*conversation.expected]
+    if isinstance(expected[0], Continue):
+        with pytest.raises(ProtocolError):
+            events(Replica.for_snapshot(None, None), [said])
+        return
+    if isinstance(expected[-1], StreamData):
+        expected.pop()
+    for pieces in cuts(said):
+        replica = Replica.for_snapshot(None, None)
+        assert events(replica, pieces) == expected
+        assert not replica.is_online
+        replica.receive_data(GETACK)
+        assert replica.next_event() is NEED_DATA
+
+
+def test_a_snapshot_alone_is_asked_for_before_psync() -> None:
+    replica = Replica.for_snapshot("tape", "s3cret")
+    auth, *sent = transcript(replica, [b"+OK\r\n"] * 6)
+    assert auth == command("AUTH", "tape", "s3cret")
+    assert sent == [*REPLCONFS, command("REPLCONF", "rdb-only", "1"), PSYNC_NEW]
+
+
+def test_a_server_that_sends_no_snapshot_alone_refuses() -> None:
+    replica = Replica.for_snapshot(None, None)
+    with pytest.raises(RefusedError, match="rdb-only"):
+        events(replica, [OKS + b"-ERR Unrecognized REPLCONF option: rdb-only\r\n"])
+
+
+@pytest.mark.parametrize("said", [b"", OKS, OKS + b"+OK\r\n" + FULLRESYNC + b"$9\r\nR"])
+def test_a_snapshot_alone_that_breaks_off_is_the_replicas_fault(said: bytes) -> None:
+    replica = Replica.for_snapshot(None, None)
+    events(replica, [said])
+    error = replica.receive_end()
+    assert "the replica" in str(error) or not said
+    assert "the primary" not in str(error)
+
+
+@given(st.binary(max_size=60))
+def test_garbage_to_who_wants_a_snapshot_alone_is_an_event_or_an_error(
+    garbage: bytes,
+) -> None:
+    for before in (b"", OKS + b"+OK\r\n", OKS + b"+OK\r\n" + FULLRESYNC):
+        try:
+            events(Replica.for_snapshot(None, None), [before, garbage])
+        except ServerError:
+            continue
+
+
 # What a primary must not say.
 
 ILLEGAL = {

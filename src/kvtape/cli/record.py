@@ -234,8 +234,13 @@ def status_line(agent: Agent, rate: float) -> str:
         return f"snapshot: {output.format_bytes(progress.snapshot_bytes)}{of}"
     lag = max(0, recorder.received - max(recorder.durable, uploader.stored))
     behind = max(0, recorder.received - uploader.stored) if uploader.stored else lag
+    phase: str = progress.phase
+    seeder = agent.linker.seeder
+    if seeder is not None and not agent.linker.commits.is_rooted:
+        got = output.format_bytes(seeder.received)
+        phase = f"snapshot from {seeder.origin.name}: {got}"
     return (
-        f"{progress.phase}: offset {recorder.received}, "
+        f"{phase}: offset {recorder.received}, "
         f"{output.format_bytes(rate)}/s, {output.format_bytes(lag)} not synced, "
         f"{output.format_bytes(behind)} not stored"
     )

@@ -39,6 +39,7 @@ from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
 from kvtape.tape.documents import Server
 from kvtape.tape.names import SnapshotName
+from kvtape.tape.point import format_time
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ class Seeder:
         if wait := self.resyncs.wait(now):
             raise JoinError(
                 f"{self.resyncs.per_hour} snapshots were begun within the last hour "
-                f"(--full-resyncs-per-hour); the next may be in {wait / 1000:.0f} s"
+                "(--full-resyncs-per-hour); the next may be at "
+                f"{format_time(now + wait)}"
             )
         await trio.to_thread.run_sync(self.resyncs.expect, now)
 
@@ -163,10 +165,11 @@ class Seeder:
                 error = cause_of(group)
                 if not self._may_pass(error):
                     raise
-                self.trouble = f"no snapshot from {self.origin.name} yet: {error}"
-                wait = backoff.next()
-                _log.warning("%s; trying again in %.1f s", self.trouble, wait)
-                await trio.sleep(wait)
+                trouble = f"no snapshot from {self.origin.name} yet: {error}"
+                if self.trouble != trouble:
+                    _log.warning("%s; trying again", trouble)
+                self.trouble = trouble
+                await trio.sleep(backoff.next())
             else:
                 self.trouble = None
                 self._has_seeded = True
