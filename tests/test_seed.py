@@ -130,6 +130,12 @@ def counting(server: Server, db: int) -> Iterator[None]:
         thread.join()
 
 
+def wait_for_more(server: Server) -> None:
+    """Return once some hundred more bytes were streamed."""
+    now = offset_of(server)
+    wait_until(lambda: offset_of(server) > now + 1000)
+
+
 def counted(server: Server, db: int) -> int:
     with PlainClient(server.client()) as plain:
         plain.ask("SELECT", db)
@@ -204,8 +210,7 @@ def test_a_stream_joined_in_its_middle_goes_on_in_the_right_database(
             both.primary, tmp_path, snapshot_from=url_of(both.replica)
         ) as taping:
             wait_until_rooted(taping)
-            now = offset_of(both.primary)
-            wait_until(lambda: offset_of(both.primary) > now + 1000)
+            wait_for_more(both.primary)
     with recording(both.primary, tmp_path, snapshot_from=url_of(both.replica)) as it:
         it.catch_up()
     expected = counted(both.primary, 9)
@@ -543,37 +548,36 @@ def saved(server: Server) -> Path:
     return server.folder / "dump.rdb"
 
 
-@pytest.mark.parametrize("maker", ["primary", "replica"])
 def test_a_file_saved_under_load_and_the_stream_restore_exactly(
-    server_name: str, start_server: StartServer, tmp_path: Path, maker: str
+    server_name: str, start_server: StartServer, tmp_path: Path
 ) -> None:
     both = pair(start_server, server_name)
     primary = both.primary
     with PlainClient(primary.client()) as plain:
         plain.ask("CONFIG", "SET", "repl-backlog-size", "64mb")
-    with counting(primary, 9), counting(primary, 2):
-        wait_until(lambda: info(primary, "keyspace").get("db9") is not None)
-        file = saved(primary if maker == "primary" else both.replica)
-        before = resyncs(primary)
-        with recording(primary, tmp_path, snapshot_file=file) as taping:
-            wait_until_rooted(taping)
-            now = offset_of(primary)
-            wait_until(lambda: offset_of(primary) > now + 1000)
-    file.unlink()
-    assert_spared(before, primary)
-    # Later it is not needed, and need not be there.
-    with recording(primary, tmp_path, snapshot_file=file) as taping:
-        taping.catch_up()
-    assert_spared(before, primary, links=2)
     target = start_server(server_name)
-    restored(tmp_path, ToLatest(), target)
-    assert [counted(target, db) for db in (2, 9)] == [
-        counted(primary, db) for db in (2, 9)
-    ]
-    [manifest] = snapshots(tmp_path)
-    family, _, release = server_name.partition("-")
-    assert manifest["server"]["family"] == family
-    assert manifest["server"]["version"].startswith(f"{release}.")
+    for maker in (primary, both.replica):
+        folder = tmp_path / str(maker.port)
+        with counting(primary, 9), counting(primary, 2):
+            wait_until(lambda: info(primary, "keyspace").get("db9") is not None)
+            file = saved(maker)
+            before = resyncs(primary)
+            with recording(primary, folder, snapshot_file=file) as taping:
+                wait_until_rooted(taping)
+                wait_for_more(primary)
+        file.unlink()
+        assert_spared(before, primary)
+        # Later it is not needed, and need not be there.
+        with recording(primary, folder, snapshot_file=file) as taping:
+            taping.catch_up()
+        assert_spared(before, primary, links=2)
+        restored(folder, ToLatest(), target)
+        counts = [counted(primary, db) for db in (2, 9)]
+        assert [counted(target, db) for db in (2, 9)] == counts
+        [manifest] = snapshots(folder)
+        family, _, release = server_name.partition("-")
+        assert manifest["server"]["family"] == family
+        assert manifest["server"]["version"].startswith(f"{release}.")
 
 
 @ONE_OF_EACH

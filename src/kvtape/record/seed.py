@@ -33,7 +33,7 @@ from kvtape.record.resyncs import FullResyncs
 from kvtape.record.seed_file import FileOrigin
 from kvtape.record.seed_replica import ReplicaOrigin
 from kvtape.record.snapshot import SnapshotReceiver
-from kvtape.replication.replica import FullResync
+from kvtape.replication.replica import FullResync, LinkError
 from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
@@ -123,7 +123,8 @@ class Seeder:
         if not self.origin.costs_a_fork:
             return
         if wait := self.resyncs.wait(now):
-            raise JoinError(
+            # Also at the start it is but a matter of time.
+            raise LinkError(
                 f"{self.resyncs.per_hour} snapshots were begun within the last hour "
                 "(--full-resyncs-per-hour); the next may be at "
                 f"{format_time(now + wait)}"
