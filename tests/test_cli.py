@@ -104,6 +104,14 @@ def test_the_version_is_that_of_the_package() -> None:
         ("restore --repo repo --layout flat --data-dir a", "'flat' is not one of"),
         ("restore --repo repo --data-dir a --password-file nosuch", "cannot read the"),
         ("record --repo repo", "Missing argument"),
+        (
+            "record redis://h --repo repo --snapshot-from redis://i --snapshot-file f",
+            "give one of them",
+        ),
+        (
+            "record redis://h --repo repo --snapshot-from redis+sentinel://i/x",
+            "Sentinel",
+        ),
         ("record redis://h --repo repo --ack loud", "'loud' is not one of"),
         ("record redis://h --repo repo --segment-size 0", "must be more than nothing"),
         ("record redis://h --repo repo --segment-size x", "is no size"),

@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from kvtape.cli.record import _replica
 from kvtape.errors import PointError, ServerError, UsageError, VerificationError
 from kvtape.record import linker as linker_module
 from kvtape.record.agent import Agent
@@ -30,6 +31,7 @@ from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server.info import ServerInfo
+from kvtape.server.tls import Tls
 from kvtape.server.url import ServerUrl
 from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
@@ -302,7 +304,8 @@ SEED_AND_DIE = textwrap.dedent(
     from kvtape.record.agent import Agent
     from kvtape.record.options import RecordOptions
     from kvtape.record.recorder import Limits
-    from kvtape.server.url import ServerUrl
+    from kvtape.server.tls import Tls
+from kvtape.server.url import ServerUrl
 
     port, replica, folder = sys.argv[1:]
 
@@ -409,7 +412,7 @@ def test_a_primary_that_cannot_continue_is_joined_anew_behind_a_gap(
     )
 
 
-@ONE_OF_EACH
+@ONE
 def test_a_failover_while_the_snapshot_comes_costs_nothing(
     server_name: str, start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -528,6 +531,17 @@ def test_what_cannot_be_attached_to_is_refused_before_psync(
         options_for(
             alone, tmp_path, snapshot_from=url_of(alone), snapshot_file=tmp_path
         )
+
+
+def test_what_a_replicas_url_leaves_out_is_as_for_the_primary() -> None:
+    primary = ServerUrl("p", 1, "tape", "secret")
+    assert _replica("redis://r:2", primary) == ServerUrl("r", 2, "tape", "secret")
+    own = _replica("redis://me:mine@r:2", primary)
+    assert own == ServerUrl("r", 2, "me", "mine")
+    ca = Tls(ca=Path("ca.pem"))
+    both = _replica("rediss://r:2", replace(primary, tls=ca))
+    assert both.tls == ca
+    assert _replica("redis://r:2", replace(primary, tls=ca)).tls is None
 
 
 # From a file.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kvtape.errors import ServerError
 from kvtape.record.position import Position
+from kvtape.record.room import Room
 from kvtape.replication.replica import FullResync
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.info import ServerInfo
@@ -26,12 +27,13 @@ class JoinError(ServerError):
 class Wanted:
     """The snapshot that is wanted: of replid, at offset or later.
 
-    run_id is that of the server that must not take it.
+    run_id is that of the server that must not take it, and room where it must fit.
     """
 
     replid: str
     offset: int
     run_id: str | None
+    room: Room
 
 
 @dataclass(frozen=True, slots=True)

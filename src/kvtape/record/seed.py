@@ -30,13 +30,14 @@ from kvtape.record.join import Delivery, JoinError, Wanted, require_info
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
 from kvtape.record.resyncs import FullResyncs
+from kvtape.record.room import Room
 from kvtape.record.seed_file import FileOrigin
 from kvtape.record.seed_replica import ReplicaOrigin
 from kvtape.record.snapshot import SnapshotReceiver
 from kvtape.replication.replica import FullResync, LinkError
 from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal
-from kvtape.storage.spool import Spool
+from kvtape.storage.spool import Spool, SpoolFullError
 from kvtape.tape.documents import Server
 from kvtape.tape.names import SnapshotName
 from kvtape.tape.point import format_time
@@ -162,7 +163,7 @@ class Seeder:
                 await self._changed.wait()
             try:
                 await self._seed()
-            except (ServerError, UsageError, ExceptionGroup) as group:
+            except (ServerError, UsageError, SpoolFullError, ExceptionGroup) as group:
                 error = cause_of(group)
                 if not self._may_pass(error):
                     raise
@@ -180,13 +181,14 @@ class Seeder:
         if isinstance(error, UsageError):
             # The roles of servers change; what was good once may be again.
             return self._has_seeded
-        return isinstance(error, ServerError)
+        return isinstance(error, ServerError | SpoolFullError)
 
     async def _seed(self) -> None:
         await self._respect_limit()
         joinings, replid = self._joinings, self.recorder.replid or ""
         since = max(self.since, self.commits.forks.get(replid, 0))
-        async with self.origin.open(Wanted(replid, since, self._run_id)) as delivery:
+        wanted = Wanted(replid, since, self._run_id, Room(self.spool, self.clock))
+        async with self.origin.open(wanted) as delivery:
             announced = delivery.announced
             if self.origin.costs_a_fork:
                 now = self.clock.now()

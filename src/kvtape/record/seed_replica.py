@@ -62,6 +62,9 @@ class ReplicaOrigin:
         async with open_client(url) as client:
             info = await ask(client)
         self._require_fit(info, wanted)
+        memory = info.data_memory
+        if shortage := await trio.to_thread.run_sync(wanted.room.shortage, memory):
+            raise JoinError(shortage.sentence)
         async with await connect(url) as stream:
             replica = Replica.for_snapshot(url.username, url.password)
             transfer = _Transfer(stream, replica, url.address)
