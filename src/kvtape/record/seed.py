@@ -210,7 +210,8 @@ class Seeder:
 
     async def _receive(self, delivery: Delivery, joinings: int) -> None:
         announced = delivery.announced
-        self.received, time = 0, None
+        # As early as can be: what comes later is behind the snapshot.
+        self.received, time = 0, self._time_of(announced)
         receiver = SnapshotReceiver(self.spool, announced, self.clock.now())
         try:
             async with trio.open_nursery() as nursery:

@@ -150,7 +150,8 @@ class _Reading:
 
     def _unreadable(self, error: OSError) -> UsageError:
         return UsageError(
-            f"cannot read the snapshot file {self._name}: {error.strerror}"
+            f"cannot read the snapshot file {self._name}: {error.strerror}; without "
+            "--snapshot-file the server makes a snapshot itself"
         )
 
 
