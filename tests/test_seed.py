@@ -304,8 +304,7 @@ SEED_AND_DIE = textwrap.dedent(
     from kvtape.record.agent import Agent
     from kvtape.record.options import RecordOptions
     from kvtape.record.recorder import Limits
-    from kvtape.server.tls import Tls
-from kvtape.server.url import ServerUrl
+    from kvtape.server.url import ServerUrl
 
     port, replica, folder = sys.argv[1:]
 
