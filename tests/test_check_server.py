@@ -12,8 +12,9 @@ from kvtape.check.facts import DiskFacts, Position, ServerFacts
 from kvtape.check.finding import Finding, Verdict, worst
 from kvtape.check.fitness import fitness
 from kvtape.check.headroom import headroom, spool_disk, spool_space
-from kvtape.check.wording import duration, setting, size
+from kvtape.check.wording import duration, setting
 from kvtape.record.acknowledge import AckOption
+from kvtape.record.amounts import size
 from kvtape.server.info import ServerInfo
 
 MIB = 1024 * 1024
@@ -422,7 +423,7 @@ def test_numbers_are_what_an_operator_reads() -> None:
         *("0.3 ms", "1.5 s", "43 s", "119 s", "2 min", "120 min", "2 h", "2 d")
     ]
     assert [size(n) for n in (0, 1023, 1024, 1.5 * GIB, 2**42)] == [
-        *("0 B", "1023 B", "1.0 KiB", "1.5 GiB", "4.0 TiB")
+        *("0 B", "1023 B", "1.0 KiB", "1.5 GiB", "4096.0 GiB")
     ]
     assert [setting(n) for n in (512 * MIB, GIB, 1024, 1000)] == [
         *("512mb", "1gb", "1kb", "1000")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 
-def size(length: int) -> str:
+def size(length: float) -> str:
     """Return a number of bytes for a message."""
     for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if length >= bytes_:
             return f"{length / bytes_:.1f} {unit}"
-    return f"{length} B"
+    return f"{length:.0f} B"
 
 
 def duration(seconds: float) -> str:
