@@ -76,6 +76,7 @@ class Agent:
         self._queued = Signal()
         self._stopping = trio.Event()
         self._disk_trouble: str | None = None
+        self._store_trouble: str | None = None  # while it is opened
 
     @property
     def session(self) -> Session | None:
@@ -88,7 +89,7 @@ class Agent:
         if self._disk_trouble is not None:
             return self._disk_trouble
         if not self.is_ready:
-            return None
+            return self._store_trouble
         seeder = self.linker.seeder
         return self.linker.trouble or (seeder.trouble if seeder is not None else None)
 
@@ -108,7 +109,8 @@ class Agent:
             return
         choose_ack(self.options.ack, info, self.options.url.address)
         self._say_what_is_unknown(info)
-        await trio.to_thread.run_sync(self._open, info)
+        if not await self._open_unless_stopped(info):
+            return
         try:
             await self._run()
         except ExceptionGroup as group:
@@ -129,6 +131,48 @@ class Agent:
         except ExceptionGroup as group:
             raise cause_of(group) from group
         return info
+
+    async def _open_unless_stopped(self, info: ServerInfo) -> bool:
+        """Open repository and spool; False if it is time to stop before they are."""
+        is_open = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
+                await self._open_in_the_end(info)
+                is_open = True
+                nursery.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            raise cause_of(group) from group
+        return is_open
+
+    async def _open_in_the_end(self, info: ServerInfo) -> None:
+        """Open repository and spool, waiting for a store that may come back.
+
+        An agent that is started by the machine at 3 a.m. must not give up because of
+        what gives it back the morning after.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                # By itself before all else: a store that does not answer must not keep
+                # the program from stopping, and what has the spool's lock must end.
+                repository = self.options.repository
+                await trio.to_thread.run_sync(
+                    create_repository, repository, _now(), abandon_on_cancel=True
+                )
+                await trio.to_thread.run_sync(self._open, info)
+            except RepositoryError as error:
+                if not error.is_passing:
+                    raise
+                wait = backoff.next()
+                self._store_trouble = str(error)
+                _log.warning(
+                    "%s; nothing is recorded; trying again in %.1f s", error, wait
+                )
+                await trio.sleep(wait)
+            else:
+                self._store_trouble = None
+                return
 
     def _say_what_is_unknown(self, info: ServerInfo) -> None:
         if info.server.role is None and self.options.ack == "auto":

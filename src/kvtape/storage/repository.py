@@ -23,16 +23,6 @@ class Repository:
     store: Store
     id: str
 
-    def confirm(self) -> None:
-        """Make sure that it is there, and that it is this one; IdentityError if not."""
-        found = open_repository(self.store.url, self.store).id
-        if found != self.id:
-            raise IdentityError(
-                f"{self.store.url} is another repository ({found}) than the one that "
-                f"the spool was begun for ({self.id}): give this recording another "
-                "--spool"
-            )
-
     def sources(self) -> dict[str, documents.Source]:
         """Return what is recorded here, by name."""
         found = {}
@@ -123,9 +113,9 @@ def read_documents(
     return {path: folder.read(path) for path in catalogue.documents_of(listing)}
 
 
-def open_repository(url: str, store: Store | None = None) -> Repository:
-    """Open a repository that is there, in the store that url leads to."""
-    store = store or open_store(url)
+def open_repository(url: str) -> Repository:
+    """Open a repository that is there."""
+    store = open_store(url)
     try:
         content = store.read(REPOSITORY_DOCUMENT)
     except FileNotFoundError:

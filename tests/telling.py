@@ -1,0 +1,86 @@
+"""An agent and what it records from in one process: a short story over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from kvtape.record import backoff, uploader
+from kvtape.record.agent import Agent
+from kvtape.record.options import RecordOptions
+from kvtape.record.recorder import Limits
+from kvtape.server.url import ServerUrl
+from primaries import Teller
+from recording import rdb
+from tapes import command
+
+REPLID: Final = "a" * 40
+START: Final = 5000
+RDB: Final = rdb((0, "key", "value", None))
+STREAM: Final = command("SELECT", 0) + b"".join(
+    command("SET", f"key{number}", "x" * number) for number in range(20)
+)
+
+
+def teller() -> Teller:
+    """Return who tells the story."""
+    return Teller(REPLID, START, STREAM, RDB)
+
+
+@asynccontextmanager
+async def told(teller: Teller) -> AsyncIterator[int]:
+    """Serve what a teller has, on links that stay; yields the port."""
+    async with trio.open_nursery() as nursery:
+        handler = partial(teller.serve, stays=True)
+        serve = partial(trio.serve_tcp, handler, 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def options_for(
+    port: int,
+    repository: str,
+    spool: Path,
+    **changes: Any,  # noqa: ANN401
+) -> RecordOptions:
+    """Return options with which the story becomes a few segments."""
+    options = RecordOptions(
+        ServerUrl("127.0.0.1", port),
+        repository,
+        "source",
+        spool,
+        limits=Limits(flush_interval=0.001, upload_interval=0.05, segment_size=500),
+        full_resyncs_per_hour=1000,
+    )
+    return replace(options, **changes)
+
+
+async def record(teller: Teller, repository: str, spool: Path, **changes: Any) -> Agent:  # noqa: ANN401
+    """Record all that a teller has."""
+    async with told(teller) as port:
+        until = {"until_offset": teller.end}
+        agent = Agent(options_for(port, repository, spool, **{**until, **changes}))
+        with trio.fail_after(20):
+            await agent.run()
+    return agent
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that nothing tells of."""
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+
+def be_impatient() -> None:
+    """Have this process wait for little before it tries again."""
+    backoff._FIRST = 0.002
+    backoff._LONGEST = 0.02
+    uploader._BY_HAND = 0.02
