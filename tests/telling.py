@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import trio
 
+from kvtape.errors import cause_of
 from kvtape.record import backoff, uploader
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
@@ -58,18 +59,22 @@ def options_for(
         spool,
         limits=Limits(flush_interval=0.001, upload_interval=0.05, segment_size=500),
         full_resyncs_per_hour=1000,
+        adopt=True,  # the port is another one each time
     )
     return replace(options, **changes)
 
 
 async def record(teller: Teller, repository: str, spool: Path, **changes: Any) -> Agent:  # noqa: ANN401
     """Record all that a teller has."""
-    async with told(teller) as port:
-        until = {"until_offset": teller.end}
-        agent = Agent(options_for(port, repository, spool, **{**until, **changes}))
-        with trio.fail_after(20):
-            await agent.run()
-    return agent
+    until = {"until_offset": teller.end}
+    try:
+        async with told(teller) as port:
+            agent = Agent(options_for(port, repository, spool, **{**until, **changes}))
+            with trio.fail_after(20):
+                await agent.run()
+            return agent
+    except ExceptionGroup as group:
+        raise cause_of(group) from group
 
 
 async def until(condition: Callable[[], bool]) -> None:
