@@ -86,6 +86,7 @@ class Uploader:
                 self.failures += 1
                 await self._pause(error, backoff)
                 continue
+            self._recovered()
             if is_finishing:
                 return
             backoff.reset()
@@ -116,6 +117,11 @@ class Uploader:
             await self._finishing.wait()
             backoff.reset()
 
+    def _recovered(self) -> None:
+        if self.error is not None:
+            _log.info("what is recorded is being stored again")
+            self.error = None
+
     async def upload_all(self) -> None:
         """Upload everything that is queued now."""
         while queue := await trio.to_thread.run_sync(self._spool.queued):
@@ -145,9 +151,7 @@ class Uploader:
                 f"{error.strerror}",
                 is_passing=True,
             ) from error
-        if self.error is not None:
-            _log.info("what is recorded is being stored again")
-            self.error = None
+        self._recovered()
         if isinstance(name, SegmentName):
             self.stored = name.end
         _log.debug("stored %s", path)
