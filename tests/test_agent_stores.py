@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import trio
 from kvtape.errors import IdentityError, RepositoryError
 from kvtape.record import backoff, uploader
 from kvtape.record.agent import Agent
+from kvtape.replication.tracker import Summary
 from kvtape.restore.job import open_job
 from kvtape.storage import objects
 from kvtape.storage.reader import read_stream
 from kvtape.storage.repository import open_repository
+from kvtape.storage.spool import Spool
 from kvtape.tape.point import ToLatest
+from kvtape.tape.segment import Header, Mark
 from object_store import BadWay, Bucket
 from primaries import Teller
 from tapes import command
@@ -65,6 +69,73 @@ async def test_an_agent_that_starts_while_the_store_is_down_waits_for_it(
         assert agent.trouble is None
         agent.stop()
     assert await checked(bucket.url) == STREAM
+
+
+@pytest.mark.parametrize("has_queue", [False, True], ids=["open segment", "queue"])
+async def test_an_agent_whose_spool_knows_where_to_go_on_records_without_the_store(
+    bucket: Bucket, way: BadWay, tmp_path: Path, *, has_queue: bool
+) -> None:
+    storyteller = teller()
+    story = storyteller.stream
+    await record(storyteller, bucket.url, tmp_path / "spool")
+    way.trouble = lambda *_: (503, "SlowDown")
+    # The store goes, then more is written, then the agent is killed.
+    spool = tmp_path / "spool"
+    with closing(Spool(spool)) as opened:
+        identity = opened.identity()
+        assert identity is not None
+        opened.open(identity.repository, identity.source)
+        more = command("SET", "more", 1)
+        segment = opened.begin_segment(Header(REPLID, storyteller.end, 0, 1))
+        end = storyteller.end + len(more)
+        opened.append(segment.writer.frame(more, [Mark(end, 1)], end, 0, Summary()))
+        if has_queue:
+            opened.seal()
+        else:
+            opened.sync()
+    storyteller.stream = story + more * 10
+    async with told(storyteller) as port, trio.open_nursery() as nursery:
+        agent = Agent(options_for(port, bucket.url, spool))
+        nursery.start_soon(agent.run)
+        await until(lambda: agent.is_ready)
+        await until(lambda: agent.recorder.durable == storyteller.end)
+        assert agent.uploader.stored == 0
+        way.trouble = lambda *_: None
+        await until(lambda: agent.uploader.stored == storyteller.end)
+        agent.stop()
+    assert len(storyteller.psyncs) == 2
+    assert await checked(bucket.url) == storyteller.stream
+
+
+async def test_what_was_recorded_for_one_repository_is_not_stored_in_another(
+    bucket: Bucket, way: BadWay, tmp_path: Path
+) -> None:
+    await record(teller(), bucket.url, tmp_path / "spool")
+    with closing(Spool(tmp_path / "spool")) as spool:
+        identity = spool.identity()
+        assert identity is not None
+        spool.open(identity.repository, identity.source)
+        spool.begin_segment(Header(REPLID, START + len(STREAM), 0, 1))
+        data = command("SET", "more", 1)
+        end = START + len(STREAM) + len(data)
+        assert spool.segment is not None
+        writer = spool.segment.writer
+        spool.append(writer.frame(data, [Mark(end, 1)], end, 0, Summary()))
+        spool.seal()
+    other = f"s3://{bucket.name}/other"
+    await record(teller(), other, tmp_path / "other-spool")
+    way.trouble = lambda *_: (503, "SlowDown")
+    storyteller = teller()
+    storyteller.stream += data
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(IdentityError, match="is another repository"),
+        flatten_subgroups=True,
+    ):
+        async with told(storyteller) as port, trio.open_nursery() as nursery:
+            agent = Agent(options_for(port, other, tmp_path / "spool"))
+            nursery.start_soon(agent.run)
+            await until(lambda: agent.is_ready)
+            way.trouble = lambda *_: None
 
 
 @pytest.mark.parametrize("trouble", [(503, "SlowDown"), "never answers"], ids=str)

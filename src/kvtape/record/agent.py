@@ -26,9 +26,11 @@ from kvtape.record.identity import Identity
 from kvtape.record.linker import Linker, ask_server
 from kvtape.record.options import RecordOptions
 from kvtape.record.position import (
+    catalogue_of,
     last_restorable,
     recover,
     root,
+    spooled_position,
     stored_catalogue,
     stored_position,
 )
@@ -46,6 +48,7 @@ from kvtape.server.sentinel import Finder
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
+from kvtape.storage.store import open_store
 from kvtape.tape.documents import Source
 from kvtape.tape.names import GapName, HistoryName
 
@@ -164,6 +167,9 @@ class Agent:
             except RepositoryError as error:
                 if not error.is_passing:
                     raise
+                if await trio.to_thread.run_sync(self._open_without):
+                    _log.warning("%s; recording goes on into the spool", error)
+                    return
                 wait = backoff.next()
                 self._store_trouble = str(error)
                 _log.warning(
@@ -182,16 +188,37 @@ class Agent:
                 self.options.url.address,
             )
 
+    def _open_without(self) -> bool:
+        """Open the spool alone, if it knows where to go on without the repository."""
+        options = self.options
+        folder, source = options.spool, options.source
+        try:
+            store = open_store(options.repository)
+        except RepositoryError:
+            return False
+        if folder is None and source is not None:
+            folder = default_spool(SourceFolder(store, source))
+        identity = None if folder is None else Spool(folder).identity()
+        if identity is None:
+            return False
+        self._folder = SourceFolder(store, source or identity.source)
+        return self._open_by(Repository(store, identity.repository), is_reached=False)
+
     def _open(self, info: ServerInfo) -> None:
         """Open the repository and the spool, and find where to go on. Blocks."""
+        repository = create_repository(self.options.repository, _now())
+        self._folder = _source_folder(repository, self.options, info)
+        self._open_by(repository, is_reached=True)
+
+    def _open_by(self, repository: Repository, *, is_reached: bool) -> bool:
         options = self.options
-        repository = create_repository(options.repository, _now())
-        self._folder = _source_folder(repository, options, info)
         folder = options.spool or default_spool(self._folder)
         self.spool = Spool(folder, options.spool_limit)
         self._gauge = Gauge(options.spool_limit)
         try:
-            self._open_spool(repository)
+            if not self._open_spool(repository, is_reached=is_reached):
+                self.spool.close()
+                return False
         except OSError as error:
             self.spool.close()
             raise _disk_error(folder, error) from error
@@ -205,14 +232,29 @@ class Agent:
             repository.store.url,
             folder,
         )
+        return True
 
-    def _open_spool(self, repository: Repository) -> None:
-        """Open the spool, and make all that writes to it and reads from it."""
-        self.spool.open(repository.id, self._folder.name)
-        stored = stored_catalogue(self._folder, self.spool)
-        position = recover(self.spool) or stored_position(
-            stored, self._folder, self.spool
-        )
+    def _open_spool(self, repository: Repository, *, is_reached: bool) -> bool:
+        """Open the spool, and make all that writes to it and reads from it.
+
+        False if the repository is not reached and nothing here says where to go on.
+        """
+        folder = self._folder
+        self.spool.open(repository.id, folder.name)
+        position = recover(self.spool)
+        if is_reached:
+            stored = stored_catalogue(folder, self.spool)
+            position = position or stored_position(stored, folder, self.spool)
+            addresses = {repository.sources()[folder.name].address}
+        else:
+            stored = catalogue_of(folder, self.spool, {})
+            position = position or spooled_position(folder, self.spool)
+            # Where the source was recorded is not known now; the spool vouches for it.
+            addresses = {self.options.url.address}
+            # Whether a snapshot leads up to it is not known either, and with another
+            # origin of snapshots it must be.
+            if position is None or _origin(self.options) is not None:
+                return False
         clock = ReceiptClock(position.time if position else 0)
         known = [HistoryName(replid).path for replid in stored.histories]
         known += [
@@ -220,16 +262,16 @@ class Agent:
             for gap in stored.gaps
         ]
         is_rooted, since = True, 0
-        if position is not None:
+        if position is not None and is_reached:
             is_rooted, since = root(stored, position, self.spool)
         before = None if is_rooted else last_restorable(stored)
         options, spool, queued = self.options, self.spool, self._queued
         resyncs = FullResyncs(spool, options.full_resyncs_per_hour)
         self.recorder = Recorder(spool, options.limits, queued)
-        self.uploader = Uploader(spool, self._folder, queued)
+        unconfirmed = None if is_reached else repository
+        self.uploader = Uploader(spool, folder, queued, unconfirmed)
         runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
         commits = Commits(spool, known, runs, is_rooted=is_rooted, before=before)
-        addresses = {repository.sources()[self._folder.name].address}
         addresses |= {h.address for h in stored.histories.values() if h.address}
         self.linker = Linker(
             options,
@@ -263,6 +305,7 @@ class Agent:
         if position is not None:
             self.recorder.follow(position)
         self.is_ready = True
+        return True
 
     # Running.
 

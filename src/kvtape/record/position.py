@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvtape.replication.tracker import NO_DB
@@ -51,10 +52,31 @@ def recover(spool: Spool) -> Position | None:
     )
 
 
+def spooled_position(folder: SourceFolder, spool: Spool) -> Position | None:
+    """Return where what is queued ends: what can be known without the repository."""
+    queued = catalogue_of(folder, spool, {})
+    if (position := stored_position(queued, folder, spool)) is not None:
+        return position
+    # What is queued of a history is of one whose snapshot was whole.
+    segments = [name for names in queued.segments.values() for name in names]
+    newest = max(segments, key=lambda name: (name.last, name.end), default=None)
+    if newest is None:
+        return None
+    db = _db_at_end(_read(folder, spool, newest.path), newest)
+    return Position(newest.replid, newest.end, newest.end, db, newest.last)
+
+
 def stored_catalogue(folder: SourceFolder, spool: Spool) -> Catalogue:
     """Return what is in the repository and in the queue, together."""
-    listing, queued = folder.list(), spool.queued()
-    everything = listing | queued
+    return catalogue_of(folder, spool, folder.list())
+
+
+def catalogue_of(
+    folder: SourceFolder, spool: Spool, listing: Mapping[str, int]
+) -> Catalogue:
+    """Return what is in a listing of the repository and in the queue, together."""
+    queued = spool.queued()
+    everything = {**listing, **queued}
     contents = {
         path: _read(folder, spool, path) for path in catalogue.documents_of(everything)
     }

@@ -21,7 +21,7 @@ from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
 from kvtape.record.witness import Witness, first_difference
 from kvtape.signal import Signal
-from kvtape.storage.repository import SourceFolder
+from kvtape.storage.repository import Repository, SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
 from kvtape.tape import documents
@@ -53,9 +53,18 @@ class Uploader:
     stored is the end of the last segment it stored; error is why the last upload
     failed, until one succeeds; queued_bytes is what waits. uploads and failures count
     objects and tries, and upload_seconds is how long the last upload took.
+
+    unconfirmed is the repository that the spool was begun for, if nobody could ask yet
+    whether it is what stands there; that is done before anything is uploaded.
     """
 
-    def __init__(self, spool: Spool, folder: SourceFolder, queued: Signal) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        folder: SourceFolder,
+        queued: Signal,
+        unconfirmed: Repository | None = None,
+    ) -> None:
         self.stored = 0
         self.error: RepositoryError | None = None
         self.queued_bytes = 0
@@ -65,6 +74,7 @@ class Uploader:
         self._spool = spool
         self._folder = folder
         self._queued = queued
+        self._unconfirmed = unconfirmed
         self._witness = Witness(folder)
         self._compare_at = 0.0
         self._finishing = trio.Event()
@@ -126,6 +136,10 @@ class Uploader:
         """Upload everything that is queued now."""
         while queue := await trio.to_thread.run_sync(self._spool.queued):
             self.queued_bytes = sum(queue.values())
+            if self._unconfirmed is not None:
+                confirm = self._unconfirmed.confirm
+                await trio.to_thread.run_sync(confirm, abandon_on_cancel=True)
+                self._unconfirmed = None
             for path, size in queue.items():
                 await self._upload(path)
                 self.queued_bytes -= size

@@ -31,7 +31,7 @@ from fsspec.config import conf
 
 from kvtape.errors import RepositoryError
 from kvtape.storage.content import UNFINISHED, must_be_same, reader, unfinished
-from kvtape.storage.trouble import is_code, is_no_bucket, reason, translated
+from kvtape.storage.trouble import is_code, is_no_bucket, judge, reason, translated
 
 _S3 = frozenset({"s3", "s3a"})
 
@@ -96,7 +96,8 @@ class FsspecStore:
             ) from None
         except Exception as error:  # some connect here, with exceptions of their own
             raise RepositoryError(
-                f"{self.url} is no place to store: {reason(error, self._passwords)}"
+                f"{self.url} is no place to store: {reason(error, self._passwords)}",
+                is_passing=judge(error, self.url, "list").is_passing,
             ) from error
         if protocol in _S3:
             filesystem.retries = _TRIES_OF_S3FS

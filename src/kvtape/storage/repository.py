@@ -23,6 +23,15 @@ class Repository:
     store: Store
     id: str
 
+    def confirm(self) -> None:
+        """Make sure that it is this one that is there; IdentityError if not."""
+        found = _read(self.store).id
+        if found != self.id:
+            raise IdentityError(
+                f"{self.store.url} is another repository than the one that the spool "
+                "was begun for: correct --repo, or give this recording another --spool"
+            )
+
     def sources(self) -> dict[str, documents.Source]:
         """Return what is recorded here, by name."""
         found = {}
@@ -115,7 +124,10 @@ def read_documents(
 
 def open_repository(url: str) -> Repository:
     """Open a repository that is there."""
-    store = open_store(url)
+    return _read(open_store(url))
+
+
+def _read(store: Store) -> Repository:
     try:
         content = store.read(REPOSITORY_DOCUMENT)
     except FileNotFoundError:

@@ -65,8 +65,8 @@ class SpoolFullError(RepositoryError):
     """The spool has reached its limit: nothing more may be received for now."""
 
 
-class _Identity(msgspec.Struct, frozen=True):
-    """spool.json."""
+class SpoolIdentity(msgspec.Struct, frozen=True):
+    """spool.json: the id of the repository, and the source, that it was begun for."""
 
     repository: str
     source: str
@@ -123,7 +123,7 @@ class Spool:
         """Take the lock, and make sure that what is here belongs to the source."""
         try:
             self._take_lock()
-            self._claim(_Identity(repository, source))
+            self._claim(SpoolIdentity(repository, source))
             self._clean()
             self._count()
         except BaseException:
@@ -153,11 +153,16 @@ class Spool:
             os.close(self._lock)
             self._lock = None
 
-    def _claim(self, identity: _Identity) -> None:
+    def identity(self) -> SpoolIdentity | None:
+        """Return what it was begun for, if it was; it need not be open."""
+        path = self.folder / "spool.json"
+        return _decode(path, SpoolIdentity) if path.exists() else None
+
+    def _claim(self, identity: SpoolIdentity) -> None:
         path = self.folder / "spool.json"
         if not path.exists():
             replace_file(path, msgspec.json.encode(identity))
-        found = _decode(path, _Identity)
+        found = _decode(path, SpoolIdentity)
         if found != identity:
             raise IdentityError(
                 f"the spool {self.folder} holds what was recorded of {found.source!r} "
