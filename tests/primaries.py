@@ -28,7 +28,7 @@ class Teller:
 
     A replica that has none of it, or too little, gets the snapshot, which was taken at
     start + snapshot_at. older is another replid and the last offset that both share.
-    acks are those that came, with the time.
+    acks are those that came, with the time, and durables what they said is durable.
     """
 
     replid: str
@@ -39,6 +39,7 @@ class Teller:
     has_mark: bool = False
     older: tuple[str, int] | None = None
     acks: list[tuple[float, int]] = field(default_factory=list)
+    durables: list[tuple[float, int | None]] = field(default_factory=list)
     psyncs: list[Psync] = field(default_factory=list)
     said: int = 0  # bytes over the last link
     has_told_all: trio.Event = field(default_factory=trio.Event)
@@ -95,7 +96,9 @@ class _Talk:
             while True:
                 event = await self._next_event()
                 if isinstance(event, Ack):
-                    self._teller.acks.append((trio.current_time(), event.offset))
+                    now, teller = trio.current_time(), self._teller
+                    teller.acks.append((now, event.offset))
+                    teller.durables.append((now, event.durable))
                     self._has_ack.set()
         talk.cancel()
 

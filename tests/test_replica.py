@@ -17,6 +17,7 @@ from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import (
     MAX_LINE,
     NEED_DATA,
+    Announced,
     Continue,
     Event,
     FullResync,
@@ -278,9 +279,22 @@ def test_a_user_name_without_a_password_is_not_sent() -> None:
     assert Replica(username="tape").data_to_send() == REPLCONFS[0]
 
 
-def test_the_port_that_we_listen_at_is_announced() -> None:
-    sent = Replica(listening_port=6380).data_to_send()
-    assert sent == command("REPLCONF", "listening-port", "6380")
+def test_the_address_that_we_listen_at_is_announced() -> None:
+    sent = transcript(Replica(announced=Announced("10.0.0.7", 6380)), [b"+OK\r\n"])
+    assert sent == [
+        command("REPLCONF", "listening-port", "6380"),
+        command("REPLCONF", "ip-address", "10.0.0.7"),
+    ]
+    assert b"ip-address" not in b"".join(transcript(Replica(), [b"+OK\r\n"] * 4))
+
+
+def test_what_is_durable_is_acknowledged_beside_what_is_received() -> None:
+    replica = Replica()
+    replica.data_to_send()
+    replica.ack(7)
+    assert replica.data_to_send() == command("REPLCONF", "ACK", "7")
+    replica.ack(0, 7)
+    assert replica.data_to_send() == command("REPLCONF", "ACK", "0", "FACK", "7")
 
 
 def test_psync_asks_for_the_byte_after_the_offset() -> None:

@@ -57,9 +57,13 @@ class Psync:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The replica has applied the stream up to offset."""
+    """The replica has applied the stream up to offset.
+
+    durable is up to where it says that it would survive a crash, if it does.
+    """
 
     offset: int
+    durable: int | None = None
 
 
 Event = Psync | Ack
@@ -122,7 +126,7 @@ class Primary:
                 "the target connects back by TLS, which a restore does not speak: "
                 "CONFIG SET tls-replication no there for as long as it takes"
             )
-        if (command := _first_command(self._buffer)) is None:
+        if (command := first_command(self._buffer)) is None:
             return None
         words, end = command
         self._buffer = self._buffer[end:]
@@ -158,7 +162,11 @@ class Primary:
         options = {name.lower(): value for name, value in options.items()}
         if b"ack" in options:
             # The one command that must not be answered.
-            return Ack(_integer(options[b"ack"]))
+            durable = options.get(b"fack")
+            return Ack(
+                _integer(options[b"ack"]),
+                None if durable is None else _integer(durable),
+            )
         if port := options.get(b"listening-port"):
             self.listening_port = _integer(port)
         if version := options.get(b"version"):
@@ -167,7 +175,7 @@ class Primary:
         return None
 
 
-def _first_command(data: bytes) -> tuple[list[bytes], int] | None:
+def first_command(data: bytes) -> tuple[list[bytes], int] | None:
     """Return the words of the command that data begins with, and where it ends.
 
     None if it is not complete.

@@ -71,6 +71,17 @@ class LinkError(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """Where the primary is told that we listen; no host is where we connect from."""
+
+    host: str | None
+    port: int
+
+
+HIDDEN = Announced(None, HIDDEN_PORT)
+
+
+@dataclass(frozen=True, slots=True)
 class FullResync:
     """The primary will send a snapshot taken at offset, then the stream from there."""
 
@@ -185,12 +196,12 @@ class Replica:
         *,
         username: str | None = None,
         password: str | None = None,
-        listening_port: int = HIDDEN_PORT,
+        announced: Announced = HIDDEN,
     ) -> None:
         self._replid = replid
         self._offset = offset
         self._snapshot_only = False
-        self._steps = list(_handshake(username, password, listening_port))
+        self._steps = list(_handshake(username, password, announced))
         self._step = self._steps.pop(0)
         self._state = _State.HANDSHAKE
         self._has_heard = False
@@ -220,13 +231,16 @@ class Replica:
         data, self._outgoing = self._outgoing, b""
         return data
 
-    def ack(self, offset: int) -> None:
+    def ack(self, offset: int, durable: int | None = None) -> None:
         """Tell the primary that we hold the stream up to offset.
 
-        A primary keeps the highest offset that it was ever told, and refreshes its
-        idea of our being alive whatever the offset is.
+        durable is up to where it would survive anything, if that is to be told; a
+        server before Redis 7.2 does not read so far. A primary keeps the highest of
+        each that it was ever told, and refreshes its idea of our being alive whatever
+        they are.
         """
-        self._outgoing += pack("REPLCONF", "ACK", offset)
+        fack = () if durable is None else ("FACK", durable)
+        self._outgoing += pack("REPLCONF", "ACK", offset, *fack)
 
     def receive_data(self, data: bytes) -> None:
         """Add what the primary sent. Nothing is parsed until next_event()."""
@@ -370,15 +384,19 @@ class Replica:
 
 
 def _handshake(
-    username: str | None, password: str | None, listening_port: int
+    username: str | None, password: str | None, announced: Announced
 ) -> tuple[_Step, ...]:
     auth: tuple[_Step, ...] = ()
     if password is not None:
         words = (username, password) if username is not None else (password,)
         auth = (_Step(("AUTH", *words)),)
+    address: tuple[_Step, ...] = ()
+    if announced.host is not None:
+        address = (_Step(("REPLCONF", "ip-address", announced.host)),)
     return (
         *auth,
-        _Step(("REPLCONF", "listening-port", listening_port)),
+        _Step(("REPLCONF", "listening-port", announced.port)),
+        *address,
         _Step(("REPLCONF", "capa", "eof")),
         _Step(("REPLCONF", "capa", "psync2")),
         # Servers before Valkey 8 do not know it, and need not.
