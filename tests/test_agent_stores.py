@@ -65,7 +65,7 @@ async def test_an_agent_that_starts_while_the_store_is_down_waits_for_it(
         await until(lambda: len(way.requests) > 3)
         assert f"cannot list {bucket.url}" in str(agent.trouble)
         way.trouble = lambda *_: None
-        await until(lambda: agent.is_ready and agent.uploader.stored == storyteller.end)
+        await until(lambda: agent.is_ready and agent.stored == storyteller.end)
         assert agent.trouble is None
         agent.stop()
     assert await checked(bucket.url) == STREAM
@@ -99,9 +99,9 @@ async def test_an_agent_whose_spool_knows_where_to_go_on_records_without_the_sto
         nursery.start_soon(agent.run)
         await until(lambda: agent.is_ready)
         await until(lambda: agent.recorder.durable == storyteller.end)
-        assert agent.uploader.stored == 0
+        assert agent.stored is None
         way.trouble = lambda *_: None
-        await until(lambda: agent.uploader.stored == storyteller.end)
+        await until(lambda: agent.stored == storyteller.end)
         agent.stop()
     assert len(storyteller.psyncs) == 2
     assert await checked(bucket.url) == storyteller.stream
@@ -197,7 +197,7 @@ async def test_recording_goes_on_while_the_store_fails_and_all_is_stored_after(
         await until(lambda: agent.is_ready)
         way.trouble = when(trouble)
         await until(lambda: agent.recorder.durable == storyteller.end)
-        await until(lambda: agent.uploader.stored == storyteller.end)
+        await until(lambda: agent.stored == storyteller.end)
         # The client tries some by itself, on a new connection.
         assert agent.uploader.failures > 0 or trouble in ("reset", "reset after")
         way.trouble = lambda *_: None
@@ -222,7 +222,7 @@ async def test_what_the_bucket_lacks_may_come_while_it_records(
         said = [r for r in caplog.records if "create it" in r.getMessage()]
         assert len(said) <= 2
         way.trouble = lambda *_: None
-        await until(lambda: agent.uploader.stored == storyteller.end)
+        await until(lambda: agent.stored == storyteller.end)
         assert agent.uploader.error is None
         agent.stop()
     assert await checked(bucket.url) == STREAM

@@ -587,6 +587,40 @@ async def test_settling_ends_the_segment_and_keeps_what_is_unfinished(
     assert stream_of(queue_of(spool), REPLID) == (START, SET + SET)
 
 
+async def test_a_segment_that_is_to_end_soon_takes_what_is_whole_and_goes_on(
+    spool: Spool,
+) -> None:
+    recorder = new_recorder(spool)
+    async with running(recorder):
+        assert await recorder.seal() == START
+        recorder.receive(SET + SET[:10], TIME)
+        assert await recorder.seal() == START + len(SET)
+        assert [name.end for name in segments(spool)] == [START + len(SET)]
+        recorder.receive(SET[10:], TIME)
+    assert stream_of(queue_of(spool), REPLID) == (START, SET + SET)
+
+
+@pytest.mark.parametrize("giant", GIANTS.values(), ids=GIANTS)
+async def test_a_segment_that_is_to_end_soon_waits_for_the_end_of_a_giant_command(
+    spool: Spool, giant: bytes, mock_clock: MockClock
+) -> None:
+    recorder, ends = new_recorder(spool), list[int]()
+
+    async def seal() -> None:
+        ends.append(await recorder.seal())
+
+    async with running(recorder), trio.open_nursery() as nursery:
+        recorder.receive(SET + giant[: 2 * MAX_FRAME], TIME)
+        nursery.start_soon(seal)
+        for _ in range(3):
+            mock_clock.jump(1)
+            await wait_all_tasks_blocked(0.01)
+        assert segments(spool) == []
+        recorder.receive(giant[2 * MAX_FRAME :], TIME)
+    assert ends == [START + len(SET) + len(giant)]
+    assert [name.end for name in segments(spool)] == ends
+
+
 @pytest.mark.parametrize("giant", GIANTS.values(), ids=GIANTS)
 async def test_settling_within_a_giant_command_goes_back_to_before_it(
     spool: Spool, giant: bytes

@@ -27,12 +27,17 @@ from kvtape.record.commits import Commits
 from kvtape.record.position import Position, recover
 from kvtape.record.recorder import MOST_PENDING, Limits, Recorder
 from kvtape.record.session import Session
+from kvtape.record.stored import Stored
+from kvtape.record.uploader import Uploader
 from kvtape.replication.primary import Psync
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError, Replica
 from kvtape.replication.tracker import Tracker
 from kvtape.signal import Signal
+from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
+from kvtape.storage.store import LocalStore
+from kvtape.tape.segment import MAX_FRAME
 from primaries import Teller
 from recording import rdb
 from tapes import command, decompressed, documents_of, stream_of
@@ -69,15 +74,19 @@ RDB = rdb((0, "key", "value", None), db=3)
 class Recording:
     """What stays from one link to the next."""
 
-    def __init__(self, folder: Path, ack: Ack = "hidden") -> None:
+    def __init__(
+        self, folder: Path, ack: Ack = "hidden", segment_size: int = 300
+    ) -> None:
         self.spool = Spool(folder)
         self.spool.open("repository", "source")
         self.queued = Signal()
-        limits = Limits(flush_interval=0.001, segment_size=300)
+        limits = Limits(flush_interval=0.001, segment_size=segment_size)
         self.recorder = Recorder(self.spool, limits, self.queued)
         if (position := recover(self.spool)) is not None:
             self.recorder.follow(position)
         self.commits = Commits(self.spool, [])
+        repository = SourceFolder(LocalStore(folder.with_name("repo")), "source")
+        self.uploader = Uploader(self.spool, repository, self.queued, Stored())
         self.session: Session | None = None
         self.must_fork = False
         self.ack = ack
@@ -102,6 +111,7 @@ class Recording:
             self.commits,
             self.queued,
             self.ack,
+            self.uploader,
             must_fork=self.must_fork,
         )
         return self.session
@@ -520,6 +530,104 @@ async def test_a_getack_that_comes_while_a_heartbeat_is_sent_is_answered_at_once
                 acks.append(bytes(await theirs.receive_some()))
             nursery.cancel_scope.cancel()
     assert mock_clock.current_time() == 1
+
+
+# What is in the repository.
+
+
+def durables(teller: Teller) -> list[int | None]:
+    return [durable for _, durable in teller.durables]
+
+
+@asynccontextmanager
+async def storing(recording: Recording) -> AsyncIterator[None]:
+    """Write and upload what is received."""
+    async with recording.running(), trio.open_nursery() as nursery:
+        nursery.start_soon(recording.uploader.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+GETACK = command("REPLCONF", "GETACK", "*")
+
+
+async def test_what_is_stored_is_acknowledged_at_every_heartbeat_and_nothing_before(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    recording = Recording(tmp_path / "spool", "stored", segment_size=MAX_FRAME)
+    teller = Teller(NEW, START, command("SET", "key", "value"), RDB, has_mark=True)
+    with closing(recording.spool):
+        async with recording.running(), recording.standing_link(teller):
+            await teller.has_told_all.wait()
+            while recording.recorder.durable < teller.end:
+                mock_clock.jump(0.1)
+                await wait_all_tasks_blocked(0.001)
+            for _ in range(5):
+                count = len(teller.acks)
+                mock_clock.jump(1)
+                while len(teller.acks) == count:
+                    await wait_all_tasks_blocked()
+            # Synced as it is, nothing is uploaded yet.
+            assert set(durables(teller)) == {0}
+            await recording.uploader.upload_all()
+            for _ in range(2):
+                mock_clock.jump(1)
+                await wait_all_tasks_blocked(0.001)
+            # The snapshot is there, and the open segment is not.
+            assert durables(teller)[-1] == START
+    assert set(offsets(teller)) == {0}
+
+
+async def test_getack_has_all_that_came_before_it_uploaded_and_acknowledged_at_once(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    recording = Recording(tmp_path / "spool", "stored", segment_size=MAX_FRAME)
+    teller = Teller(NEW, START, STREAM + GETACK, RDB)
+    with closing(recording.spool):
+        async with storing(recording), recording.standing_link(teller):
+            await teller.has_told_all.wait()
+            while not durables(teller) or durables(teller)[-1] != teller.end:
+                await wait_all_tasks_blocked(0.001)
+    assert mock_clock.current_time() == 0
+    assert set(offsets(teller)) == {0}
+
+
+@pytest.mark.usefixtures("mock_clock")
+async def test_all_who_ask_while_it_uploads_are_answered_by_one_upload_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_store, put, paths = threading.Event(), LocalStore.put, list[str]()
+
+    def slow_put(store: LocalStore, path: str, source: Path | bytes) -> None:
+        if path.endswith(".seg"):
+            paths.append(path)
+            may_store.wait()
+        put(store, path, source)
+
+    monkeypatch.setattr(LocalStore, "put", slow_put)
+    recording = Recording(tmp_path / "spool", "stored", segment_size=MAX_FRAME)
+    ours, theirs = memory_stream_pair()
+    session = recording.new_session(ours)
+    said = b""
+    with closing(recording.spool):
+        async with storing(recording), trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            await theirs.send_all(
+                b"+OK\r\n" * 4 + b"+FULLRESYNC %b 0\r\n" % NEW.encode()
+            )
+            await theirs.send_all(b"$%d\r\n%b" % (len(RDB), RDB))
+            await theirs.send_all(GETACK)
+            while not paths:
+                await wait_all_tasks_blocked(0.001)
+            for _ in range(10):
+                await theirs.send_all(GETACK)
+                await wait_all_tasks_blocked(0.001)
+            may_store.set()
+            while b"FACK\r\n$3\r\n407\r\n" not in said:
+                said += bytes(await theirs.receive_some())
+            nursery.cancel_scope.cancel()
+    assert 11 * len(GETACK) == 407
+    assert len(paths) == 2
 
 
 @pytest.mark.usefixtures("short_frames")

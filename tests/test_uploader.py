@@ -16,12 +16,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kvtape.errors import IdentityError, RepositoryError
+from kvtape.record.stored import Stored
 from kvtape.record.uploader import Uploader
 from kvtape.replication.tracker import Summary
 from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
+from kvtape.tape.documents import History, encode
 from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
 from kvtape.tape.segment import Header, Mark, Writer
 from tapes import command
@@ -87,7 +89,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     spool = Spool(tmp_path / "spool")
     with closing(spool):
         spool.open("repository", "source")
-        spool.queue_document(HISTORY.path, b"{}")
+        spool.queue_document(HISTORY.path, encode(History(REPLID, "first", TIME)))
         with spool.begin_snapshot() as file:
             file.write(b"snapshot")
         spool.queue_snapshot(SNAPSHOT, b"{}")
@@ -104,7 +106,7 @@ def queue_segment(spool: Spool, start: int) -> SegmentName:
 
 
 def new_uploader(spool: Spool, store: TroubledStore) -> Uploader:
-    return Uploader(spool, SourceFolder(store, "source"), Signal())
+    return Uploader(spool, SourceFolder(store, "source"), Signal(), Stored())
 
 
 def stored(store: TroubledStore) -> set[str]:
@@ -121,7 +123,7 @@ async def test_everything_is_stored_in_order_and_leaves_the_spool(
     assert store.puts == queued
     assert stored(store) == set(queued)
     assert spool.queued() == {}
-    assert uploader.stored == 1000 + len(SET)
+    assert uploader.stored.end(REPLID) == 1000 + len(SET)
     assert uploader.queued_bytes == 0
     assert uploader.error is None
 
@@ -129,9 +131,10 @@ async def test_everything_is_stored_in_order_and_leaves_the_spool(
 async def test_of_a_history_what_another_agent_wrote_first_stays(
     spool: Spool, store: TroubledStore
 ) -> None:
-    SourceFolder(store, "source").put(HISTORY.path, b"another agent's")
+    first = encode(History(REPLID, "first", TIME - 5))
+    SourceFolder(store, "source").put(HISTORY.path, first)
     await new_uploader(spool, store).upload_all()
-    assert SourceFolder(store, "source").read(HISTORY.path) == b"another agent's"
+    assert SourceFolder(store, "source").read(HISTORY.path) == first
     assert spool.queued() == {}
 
 
@@ -146,7 +149,7 @@ async def test_what_is_queued_later_is_stored_when_it_is_said(
         for start in (2000, 3000):
             name = queue_segment(spool, start)
             uploader._queued.fire()
-            while uploader.stored != name.end:
+            while name.path not in stored(store):
                 await wait_all_tasks_blocked(0.001)
         uploader.finish()
     assert spool.queued() == {}

@@ -183,7 +183,7 @@ def min_replicas(facts: ServerFacts, option: AckOption) -> Finding:
         message += f"; accepted by --ack {option}"
         hint = "set it higher by one, so that as many true replicas are needed"
         return Finding(name, "warn", message, measured, hint)
-    hint = "record from a replica, or accept that by --ack hidden or --ack received"
+    hint = "record from a replica, or accept that by --ack hidden, received or stored"
     return Finding(name, "fail", message, measured, hint)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import trio
 import typer
@@ -15,10 +15,17 @@ from rich.text import Text
 from kvtape.cli import options, output
 from kvtape.cli.runner import run_until_signal
 from kvtape.errors import UsageError
+from kvtape.record.acknowledge import AckOption
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
-from kvtape.server.url import Address, ServerUrl, parse_source, parse_url
+from kvtape.server.url import (
+    Address,
+    ServerUrl,
+    parse_address,
+    parse_source,
+    parse_url,
+)
 
 _REFRESH = 0.25
 
@@ -57,13 +64,24 @@ def record(
         ),
     ] = "10GiB",
     ack: Annotated[
-        Literal["auto", "hidden", "received"],
+        AckOption,
         typer.Option(
             help="What to tell the server: hidden is never counted by WAIT or "
-            "FAILOVER, received is what is synced in the spool. auto is received on a "
-            "replica, hidden on a primary."
+            "FAILOVER; received is what is synced in the spool; stored is hidden, but "
+            "WAITAOF counts what is in the repository (Redis 7.2 and later, Valkey). "
+            "auto is received on a replica and with --announce, else hidden."
         ),
     ] = "auto",
+    announce: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Listen there for a primary or Sentinel that takes kvtape for a "
+            "replica, and tell them that it cannot be promoted. They must be able to "
+            "connect to it.",
+            show_default=False,
+        ),
+    ] = None,
     flush_interval: Annotated[
         str,
         typer.Option(
@@ -185,6 +203,7 @@ def record(
             prefer,
             replica,
             snapshot_file,
+            None if announce is None else _announced(announce),
         )
     )
 
@@ -208,6 +227,16 @@ def _replica(text: str, server: Address) -> ServerUrl:
     return replica
 
 
+def _announced(text: str) -> tuple[str, int]:
+    host, port = parse_address(text)
+    if not host or not port:
+        raise UsageError(
+            f"--announce {text!r} lacks a host or a port: give the HOST:PORT at which "
+            "the primary can reach this machine"
+        )
+    return host, port
+
+
 async def _show(agent: Agent, console: Console) -> None:
     """Keep a line about the recording at the bottom of a terminal."""
     received: list[int] = []
@@ -224,7 +253,7 @@ async def _show(agent: Agent, console: Console) -> None:
 
 def status_line(agent: Agent, rate: float) -> str:
     """Return what an agent does now in a line; rate is in bytes a second."""
-    session, recorder, uploader = agent.session, agent.recorder, agent.uploader
+    session, recorder = agent.session, agent.recorder
     if agent.trouble is not None or session is None:
         return f"waiting: {agent.trouble or 'connecting'}"
     progress = session.progress
@@ -232,8 +261,10 @@ def status_line(agent: Agent, rate: float) -> str:
         length = progress.snapshot_length
         of = "" if length is None else f" of {output.format_bytes(length)}"
         return f"snapshot: {output.format_bytes(progress.snapshot_bytes)}{of}"
-    lag = max(0, recorder.received - max(recorder.durable, uploader.stored))
-    behind = max(0, recorder.received - uploader.stored) if uploader.stored else lag
+    lag, stored = recorder.received - recorder.durable, agent.stored
+    behind = "nothing"
+    if stored is not None:
+        behind = output.format_bytes(max(0, recorder.received - stored))
     phase: str = progress.phase
     seeder = agent.linker.seeder
     if seeder is not None and not agent.linker.commits.is_rooted:
@@ -242,5 +273,5 @@ def status_line(agent: Agent, rate: float) -> str:
     return (
         f"{phase}: offset {recorder.received}, "
         f"{output.format_bytes(rate)}/s, {output.format_bytes(lag)} not synced, "
-        f"{output.format_bytes(behind)} not stored"
+        f"{behind} {'not stored' if stored is not None else 'stored yet'}"
     )

@@ -18,10 +18,11 @@ from pathlib import Path
 import trio
 
 from kvtape.errors import RepositoryError, cause_of
-from kvtape.record.acknowledge import choose_ack
+from kvtape.record.acknowledge import choose_ack, doubts_about
 from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.endpoint import Endpoint, Standing, open_endpoint
 from kvtape.record.identity import Identity
 from kvtape.record.linker import Linker, ask_server
 from kvtape.record.options import RecordOptions
@@ -42,7 +43,9 @@ from kvtape.record.seed import Seeder
 from kvtape.record.seed_file import FileOrigin
 from kvtape.record.seed_replica import ReplicaOrigin
 from kvtape.record.session import Session
+from kvtape.record.stored import stored_before
 from kvtape.record.uploader import Uploader
+from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
 from kvtape.server.sentinel import Finder
 from kvtape.signal import Signal
@@ -70,6 +73,7 @@ class Agent:
     recorder: Recorder
     uploader: Uploader
     linker: Linker
+    endpoint: Endpoint | None = None
 
     def __init__(self, options: RecordOptions) -> None:
         self.options = options
@@ -85,6 +89,13 @@ class Agent:
     def session(self) -> Session | None:
         """The link that stands, or stood last."""
         return self.linker.session if self.is_ready else None
+
+    @property
+    def stored(self) -> int | None:
+        """Up to which offset the history that is recorded is in the repository."""
+        if not self.is_ready:
+            return None
+        return self.uploader.stored.end(self.recorder.replid)
 
     @property
     def trouble(self) -> str | None:
@@ -110,16 +121,23 @@ class Agent:
         info = await self._ask_unless_stopped()
         if info is None:
             return
-        choose_ack(self.options.ack, info, self.options.url.address)
-        self._say_what_is_unknown(info)
-        if not await self._open_unless_stopped(info):
-            return
+        options = self.options
+        address, has_endpoint = options.url.address, options.announce is not None
+        choose_ack(options.ack, info, address, has_endpoint=has_endpoint)
+        for doubt in doubts_about(options.ack, info, address):
+            _log.warning("%s", doubt)
+        if options.announce is not None:
+            self.endpoint = await open_endpoint(*options.announce)
         try:
-            await self._run()
+            if await self._open_unless_stopped(info):
+                await self._run_with_endpoint()
         except ExceptionGroup as group:
             raise cause_of(group) from group
         finally:
-            self.spool.close()
+            if self.is_ready:
+                self.spool.close()
+            if self.endpoint is not None:
+                self.endpoint.close()
 
     # Starting.
 
@@ -179,14 +197,6 @@ class Agent:
             else:
                 self._store_trouble = None
                 return
-
-    def _say_what_is_unknown(self, info: ServerInfo) -> None:
-        if info.server.role is None and self.options.ack == "auto":
-            _log.warning(
-                "%s does not tell what it is (its user lacks +info): if it has "
-                "min-replicas-to-write set, it counts this recording as a replica",
-                self.options.url.address,
-            )
 
     def _open_without(self) -> bool:
         """Open the spool alone, if it knows where to go on without the repository."""
@@ -269,7 +279,10 @@ class Agent:
         resyncs = FullResyncs(spool, options.full_resyncs_per_hour)
         self.recorder = Recorder(spool, options.limits, queued)
         unconfirmed = None if is_reached else repository
-        self.uploader = Uploader(spool, folder, queued, unconfirmed)
+        # What is in a repository that is not reached, the uploader finds out later.
+        replid = position.replid if position and is_reached else None
+        there = stored_before(stored, spool.queued(), replid)
+        self.uploader = Uploader(spool, folder, queued, there, unconfirmed)
         runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
         commits = Commits(spool, known, runs, is_rooted=is_rooted, before=before)
         addresses |= {h.address for h in stored.histories.values() if h.address}
@@ -290,6 +303,8 @@ class Agent:
             ),
             Rewinder(self.recorder, self._folder, spool),
             queued,
+            self.uploader,
+            HIDDEN if self.endpoint is None else self.endpoint.announced,
         )
         if (origin := _origin(options)) is not None:
             self.linker.seeder = Seeder(
@@ -308,6 +323,20 @@ class Agent:
         return True
 
     # Running.
+
+    async def _run_with_endpoint(self) -> None:
+        async with trio.open_nursery() as nursery:
+            if self.endpoint is not None:
+                nursery.start_soon(self.endpoint.run, self._standing)
+            await self._run()
+            nursery.cancel_scope.cancel()
+
+    def _standing(self) -> Standing:
+        session = self.session
+        # Before the first link nobody knows which server it will be.
+        host, port = self.linker.peer or ("0.0.0.0", 0)
+        is_up = session is not None and session.is_online and self.trouble is None
+        return Standing(host, port, is_up, self.recorder.durable)
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -31,8 +31,15 @@ from kvtape.record.rewind import Rewinder
 from kvtape.record.room import Room
 from kvtape.record.seed import Seeder
 from kvtape.record.session import Session
+from kvtape.record.uploader import Uploader
 from kvtape.replication.refusal import RefusedError
-from kvtape.replication.replica import FullResync, LinkError, Replica
+from kvtape.replication.replica import (
+    HIDDEN,
+    Announced,
+    FullResync,
+    LinkError,
+    Replica,
+)
 from kvtape.server.client import connect, open_client
 from kvtape.server.info import ServerInfo, ask_with_limits
 from kvtape.server.sentinel import Finder
@@ -50,7 +57,8 @@ _ASK_AGAIN = 10.0
 class Linker:
     """Records over one link after another, until it is cancelled.
 
-    session is the link that stands, or stood last; trouble says why none stands now.
+    session is the link that stands, or stood last, peer the address it leads to;
+    trouble says why none stands now.
     """
 
     options: RecordOptions
@@ -63,8 +71,11 @@ class Linker:
     identity: Identity
     rewinder: Rewinder
     queued: Signal
+    uploader: Uploader
+    announced: Announced = HIDDEN
     seeder: Seeder | None = None
     session: Session | None = None
+    peer: tuple[str, int] | None = None
     trouble: str | None = None
     breaks: Breaks = field(default_factory=Breaks)
     _room: Room = field(init=False)
@@ -136,16 +147,19 @@ class Linker:
         recorder = self.recorder
         info = await ask_server(url)
         self._explain(info)
-        ack = choose_ack(self.options.ack, info, url.address)
+        has_endpoint = self.announced != HIDDEN
+        ack = choose_ack(self.options.ack, info, url.address, has_endpoint=has_endpoint)
         info = self._info = await self._prepare(url, info)
         self.commits.attach(info, url.address, self.clock.now())
         async with await connect(url) as stream:
+            self.peer = stream.socket.getpeername()[:2]
             replid, offset = self._position() or (None, 0)
             replica = Replica(
                 replid,
                 offset,
                 username=url.username,
                 password=url.password,
+                announced=self.announced,
             )
             self.session = Session(
                 stream,
@@ -156,6 +170,7 @@ class Linker:
                 self.commits,
                 self.queued,
                 ack,
+                self.uploader,
                 on_link=self._linked,
                 on_full_resync=self._allow_full_resync,
                 must_fork=self.rewinder.is_back,

@@ -19,6 +19,8 @@ class RecordOptions:
 
     source and spool may be left out: the source is then named after the address, and
     the spool stands in the user's state folder. prefer is for what Sentinels know.
+    announce is the host and port at which the primary is told that we listen, and at
+    which we then do.
     """
 
     url: Address
@@ -36,6 +38,7 @@ class RecordOptions:
     # Where snapshots come from instead of the server: a replica of it, or an RDB file.
     snapshot_from: ServerUrl | None = None
     snapshot_file: Path | None = None
+    announce: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense together."""

@@ -62,9 +62,9 @@ class Recorder:
 
     received is the offset up to which bytes came, and where a new link has to go on;
     durable is the boundary up to which they are synced, which is what may be
-    acknowledged; written fires when they move, ack_due when what came before a
-    GETACK is synced, and queued when a segment is. run() raises OSError of the disk;
-    after that, call restart().
+    acknowledged; written fires when they move, asked and ack_due when what came before
+    a GETACK is synced, and queued when a segment is. Others may fire ack_due, too.
+    run() raises OSError of the disk; after that, call restart().
     """
 
     def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
@@ -72,6 +72,7 @@ class Recorder:
         self.received = 0
         self.durable = 0
         self.lost_because: str | None = None
+        self.asked = Signal()
         self.ack_due = Signal()
         self.written = Signal()
         self._queued = queued
@@ -91,6 +92,7 @@ class Recorder:
         self._is_held = False
         self._before = _NOWHERE  # where what is held began to be received
         self._must_seal = False
+        self._seals_soon = False
         self._has_finished = False
         # What follows is the writing thread's while it runs.
         self._sealed = _NOWHERE  # where the last segment ended
@@ -251,6 +253,17 @@ class Recorder:
         self.follow(self._end)
         return False
 
+    async def seal(self) -> int:
+        """End the segment with what is whole by now, or as soon as it can end.
+
+        Return where the last segment ended then. What is received meanwhile is taken.
+        """
+        self._seals_soon = True
+        self._changed.fire()
+        while self._seals_soon:
+            await self.written.wait()
+        return self._sealed.offset
+
     def finish(self) -> None:
         """Have run() write what is whole, end the segment, and return."""
         self._has_finished = self._must_seal = True
@@ -262,7 +275,7 @@ class Recorder:
         None means that there is none: what was sealed last is where to go on.
         """
         self.give_up()
-        self._must_seal = self._has_finished = False
+        self._must_seal = self._seals_soon = self._has_finished = False
         self.follow(position or self._sealed)
 
     async def end_segment(self) -> None:
@@ -282,12 +295,16 @@ class Recorder:
             getack, self._has_getack = self._has_getack, False
             # Now, with the batch: what is whole at a later moment is not in this one.
             must_seal, now = self._must_seal, trio.current_time()
+            seals_soon = self._seals_soon
             await trio.to_thread.run_sync(self._write, batch, now, getack, must_seal)
             self._batch_begun = now if self._batch.stretches else math.inf
             if must_seal:
                 self._must_seal = False
+            if seals_soon and self._spool.segment is None:
+                self._seals_soon = False
             self.written.fire()
             if getack:
+                self.asked.fire()
                 self.ack_due.fire()
             if self._has_finished and must_seal:
                 return
@@ -301,10 +318,14 @@ class Recorder:
     def _is_due(self, now: float) -> bool:
         if self._is_held:
             return self._has_finished
-        if self._must_seal:
+        if self._must_seal or self._can_seal_soon:
             return True
         full = self._batch.size >= MAX_FRAME
         return full or self._has_getack or now >= self._due()
+
+    @property
+    def _can_seal_soon(self) -> bool:
+        return self._seals_soon and self._end.boundary == self._end.offset
 
     def _due(self) -> float:
         if self._is_held:
@@ -370,6 +391,7 @@ class Recorder:
         if segment is None or not segment.writer.can_end:
             return
         is_large = segment.size >= self._limits.segment_size
+        must_seal = must_seal or self._seals_soon
         if must_seal or is_large or now >= self._seal_due():
             # First: if it fails, the segment may be in the queue all the same, and if
             # it is not, it is still there to be recovered.

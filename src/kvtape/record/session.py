@@ -15,13 +15,14 @@ from typing import Literal
 
 import trio
 
-from kvtape.record.acknowledge import Ack
+from kvtape.record.acknowledge import Ack, acknowledgement
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.pace import Pace
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
 from kvtape.record.snapshot import SnapshotReceiver
+from kvtape.record.uploader import Uploader
 from kvtape.replication.replica import (
     NEED_DATA,
     Continue,
@@ -75,6 +76,7 @@ class Session:
     commits: Commits
     queued: Signal
     ack: Ack
+    uploader: Uploader
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
     # Called in a thread before a snapshot is taken; an error refuses it.
     on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
@@ -101,6 +103,8 @@ class Session:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._keep_alive)
+                if self.ack == "stored":
+                    nursery.start_soon(self._store_when_asked)
                 await self._read()
         finally:
             if self._snapshot is not None:
@@ -156,7 +160,7 @@ class Session:
             self.spool.require_room()
             interval, due = HEARTBEAT, self.recorder.ack_due.next()
             if self.replica.is_online:
-                self.replica.ack(self._ack_offset())
+                self.replica.ack(*self._acknowledgement())
                 try:
                     await self._send()
                 except LinkError:
@@ -169,10 +173,34 @@ class Session:
             with trio.move_on_after(interval):
                 await due.wait()
 
-    def _ack_offset(self) -> int:
+    def _acknowledgement(self) -> tuple[int, int | None]:
+        recorder = self.recorder
         # A snapshot that is not durable yet is nothing to acknowledge anything on.
         is_rooted = self._snapshot is None and self.commits.is_rooted
-        return 0 if self.ack == "hidden" or not is_rooted else self.recorder.durable
+        synced = recorder.durable if is_rooted else 0
+        stored = self.uploader.stored.end(recorder.replid) if is_rooted else None
+        return acknowledgement(self.ack, synced, stored)
+
+    async def _store_when_asked(self) -> None:
+        """Upload what is there when an ACK is asked for, and send it then.
+
+        Whoever asks meanwhile is answered by one upload more, for all of them.
+        """
+        recorder, uploader = self.recorder, self.uploader
+        asked = recorder.asked.next()
+        while True:
+            await asked.wait()
+            asked = recorder.asked.next()
+            end, replid = await recorder.seal(), recorder.replid
+            moved = uploader.moved.next()
+            while recorder.replid == replid and not self._has_stored(end):
+                await moved.wait()
+                moved = uploader.moved.next()
+            recorder.ack_due.fire()
+
+    def _has_stored(self, offset: int) -> bool:
+        end = self.uploader.stored.end(self.recorder.replid)
+        return end is not None and end >= offset
 
     async def _act(self, event: Event, now: int) -> None:
         match event:
@@ -243,6 +271,7 @@ class Session:
         self._storing.shield = True
         self._before = recorder.end
         name = snapshot.name
+        self.uploader.stored.go_back(name.replid, name.offset)
         recorder.hold()
         recorder.follow(
             Position(name.replid, name.offset, name.offset, snapshot.db, name.time)

@@ -64,14 +64,15 @@ class Stored:
 
         Before the end of what is stored it tells that the server went back (it was
         restored from an image of its disk, with its replid and all). Then nothing is
-        certain of that history until this snapshot is stored.
+        certain of that history until this snapshot is stored; nor is it where the end
+        is not known.
         """
         end = self.end(replid)
-        if end is not None and offset < end:
+        if end is None or offset < end:
             self._ends.pop(replid, None)
             self._gone_back.add(replid)
-            begun = self._histories[replid]
-            self._histories[replid] = structs.replace(begun, parent=None)
+            if (begun := self._histories.get(replid)) is not None:
+                self._histories[replid] = structs.replace(begun, parent=None)
 
     def reach(self, replid: str, end: int) -> None:
         """Take note that a history is stored up to an offset."""

@@ -19,12 +19,15 @@ from msgspec import structs
 
 from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
+from kvtape.record.position import stored_catalogue
+from kvtape.record.stored import Stored, stored_before
 from kvtape.record.witness import Witness, first_difference
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
 from kvtape.tape import documents
+from kvtape.tape.documents import History
 from kvtape.tape.names import (
     GapName,
     HistoryName,
@@ -50,9 +53,10 @@ _FAR = float("inf")
 class Uploader:
     """Uploads what is queued; queued fires when there is more.
 
-    stored is the end of the last segment it stored; error is why the last upload
-    failed, until one succeeds; queued_bytes is what waits. uploads and failures count
-    objects and tries, and upload_seconds is how long the last upload took.
+    stored is what is in the repository, and moved fires when it is more; error is why
+    the last upload failed, until one succeeds; queued_bytes is what waits. uploads and
+    failures count objects and tries, and upload_seconds is how long the last upload
+    took.
 
     unconfirmed is the repository that the spool was begun for, if nobody could ask yet
     whether it is what stands there; that is done before anything is uploaded.
@@ -63,9 +67,11 @@ class Uploader:
         spool: Spool,
         folder: SourceFolder,
         queued: Signal,
+        stored: Stored,
         unconfirmed: Repository | None = None,
     ) -> None:
-        self.stored = 0
+        self.stored = stored
+        self.moved = Signal()
         self.error: RepositoryError | None = None
         self.queued_bytes = 0
         self.uploads = 0
@@ -137,19 +143,29 @@ class Uploader:
         while queue := await trio.to_thread.run_sync(self._spool.queued):
             self.queued_bytes = sum(queue.values())
             if self._unconfirmed is not None:
-                confirm = self._unconfirmed.confirm
-                await trio.to_thread.run_sync(confirm, abandon_on_cancel=True)
+                there = await trio.to_thread.run_sync(
+                    self._confirm, self._unconfirmed, abandon_on_cancel=True
+                )
+                # Unless what came since contradicts what was there at the start.
+                if self.stored == Stored():
+                    self.stored = there
                 self._unconfirmed = None
             for path, size in queue.items():
                 await self._upload(path)
                 self.queued_bytes -= size
         self.queued_bytes = 0
 
+    def _confirm(self, repository: Repository) -> Stored:
+        """Make sure of the repository, and find out what is in it. Blocks."""
+        repository.confirm()
+        stored = stored_catalogue(self._folder, self._spool)
+        return stored_before(stored, self._spool.queued(), stored.newest_history())
+
     async def _upload(self, path: str) -> None:
         began = trio.current_time()
         # A store that does not answer must not keep the program from stopping. An
         # upload that is abandoned harms nobody: it is whole or not there.
-        await trio.to_thread.run_sync(self._put, path, abandon_on_cancel=True)
+        history = await trio.to_thread.run_sync(self._put, path, abandon_on_cancel=True)
         self.upload_seconds = trio.current_time() - began
         self.uploads += 1
         name = parse(path)
@@ -166,18 +182,41 @@ class Uploader:
                 is_passing=True,
             ) from error
         self._recovered()
-        if isinstance(name, SegmentName):
-            self.stored = name.end
+        self._note(path, history)
         _log.debug("stored %s", path)
 
-    def _put(self, path: str) -> None:
-        """Store what is queued under a name. Blocks."""
+    def _note(self, path: str, history: History | None) -> None:
+        match parse(path):
+            case SegmentName() as segment:
+                self.stored.add_segment(segment)
+            case SnapshotName() as snapshot if path == snapshot.manifest:
+                self.stored.add_snapshot(snapshot)
+            case _:
+                if history is not None:
+                    self.stored.add_history(history)
+        self.moved.fire()
+
+    def _put(self, path: str) -> History | None:
+        """Store what is queued under a name. Blocks.
+
+        Return what a history's document says that is stored, which may be another's.
+        """
         file = self._spool.queued_file(path)
+        is_ours = True
         try:
             self._folder.put(path, file)
         except IdentityError as error:
             if not self._is_as_good(path):
                 raise IdentityError(f"{error}; ours is kept in {file}") from None
+            is_ours = False
+        if not isinstance(parse(path), HistoryName):
+            return None
+        try:
+            content = file.read_bytes() if is_ours else self._folder.read(path)
+            return documents.decode(History, content, path)
+        except VerificationError as error:
+            _log.warning("%s: nothing of it counts as stored", error)
+            return None
 
     def _is_as_good(self, path: str) -> bool:
         """Whether what another agent stored under one of our names does as well."""
