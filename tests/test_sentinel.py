@@ -32,6 +32,7 @@ from recording import Taping
 from replicas import wait_until
 from sentinels import NAME, Deployment, Sentinel, deployed, pause, tls_sentinel
 from servers import Server, StartServer
+from tapes import documents_of
 from verbs import Outcome, kvtape
 
 SERVER_SECRET = "server-marker"
@@ -263,6 +264,21 @@ def test_where_no_sentinel_answers_all_of_them_are_named(tmp_path: Path) -> None
     must_fail(outcome, 8, f"no Sentinel of {NAME} answers: cannot connect to")
     for sentinel in (one, two):
         assert f"127.0.0.1:{sentinel.port}" in outcome.err
+
+
+@pytest.mark.server
+def test_the_source_is_named_as_sentinels_name_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    both = {
+        "KVTAPE_PASSWORD": SERVER_SECRET,
+        "KVTAPE_SENTINEL_PASSWORD": SENTINEL_SECRET,
+    }
+    for sentinel in deployment.sentinels[:2]:
+        url = deployment.text(sentinel)
+        assert record(url, tmp_path, "--until-offset", 0, **both).status == 0
+    [source] = documents_of(tmp_path / "repo", "*/source.json")
+    assert (source["name"], source["address"]) == (NAME, f"{NAME}@sentinel")
 
 
 @pytest.mark.server
