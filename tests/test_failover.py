@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -437,3 +437,44 @@ def test_a_primary_that_restarts_with_its_rdb_file_goes_on_from_7_0_on(
         assert "restarted or replaced (its run_id changed)" in str(gaps[0]["reason"])
         assert [row["orphaned"] for row in tape.orphaned()] == ["unknown"]
     tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-8.0", "valkey-8.0"], indirect=True)
+def test_two_agents_that_stood_elsewhere_tell_one_story(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """One was ahead of the heir, the other behind: both name the fork that it names."""
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with ExitStack() as scenes:
+        between = scenes.enter_context(Switch(old.port))
+        ahead = scenes.enter_context(scene(old, tmp_path))
+        # Until it is stored, the second one's address is another server's.
+        manifest = "snapshots/*/*/manifest.json"
+        wait_until(lambda: documents_of(ahead.source, manifest) != [])
+        switch = scenes.enter_context(Switch(old.port))
+        behind = scenes.enter_context(
+            scene_at(switch, old, tmp_path, spool=tmp_path / "second")
+        )
+        follow(heir, between.port)
+        reached = behind.write(old, *SHARED)
+        behind.switch.turn_to(None)
+        fork = ahead.write(old, ("SET", "missed", 1), ("SET", "missed", 2))
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        ahead.write(old, ("SELECT", 3), *LOST)
+        first = ahead.taping.replid
+        ahead.mark(old)
+        old.kill()
+        promote(heir)
+        for tape in (behind, ahead):
+            tape.turn_to(heir)
+        assert syncs(heir) == (0, 2)
+        behind.write(heir, *NEW)
+        ahead.mark(heir)
+        second = ahead.taping.replid
+    assert reached < fork
+    document = ahead.histories()[second]
+    assert (document["parent"], document["parent_offset"]) == (first, fork)
+    assert documents_of(ahead.source, "gaps/*/*.json") == []
+    assert [row["command"] for row in ahead.orphaned()] == listed(LOST)
+    ahead.check_moments(server_name)
