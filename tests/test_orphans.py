@@ -120,3 +120,11 @@ def test_a_full_resync_without_a_parent_lost_nobody_knows_what() -> None:
     [found] = unknown(stored.catalogue())
     assert found.replid is None  # another resync's
     assert lost(stored) == []
+
+
+def test_a_fork_of_which_nothing_is_stored_lost_nothing() -> None:
+    stored = Stored()
+    stored.history(B, parent=A, fork=100, reason="failover")
+    assert lost(stored) == []
+    stored.history(C, created=time_at(300), reason="full-resync")
+    assert unknown(stored.catalogue()) == []

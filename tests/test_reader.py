@@ -9,7 +9,9 @@ import pytest
 from kvtape.errors import PointError, VerificationError
 from kvtape.restore.job import notes_on
 from kvtape.storage.reader import (
+    Boundary,
     Resolved,
+    find_boundary,
     read_facts,
     read_snapshot,
     read_stream,
@@ -199,6 +201,40 @@ def test_what_two_agents_recorded_is_read_once(tape: Tape, tmp_path: Path) -> No
         assert plan.offset == end
         data = b"".join(p.data for p in read_stream(tape.folder, plan.slices))
         assert data == (STREAM + SET)[: end - START]
+
+
+def test_the_boundary_before_any_offset_of_a_segment_is_found(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=4).snapshot()
+    turn = command("SELECT", 7)
+    name = tape.segment(
+        [(THEN + 1000, SET + SET[:10]), (THEN + 2000, SET[10:] + turn)],
+        [(THEN + 3000, SET[:5])],
+        [(THEN + 4000, SET[5:])],
+    )
+    expected = [
+        Boundary(START, 4, THEN),
+        Boundary(START + len(SET), 4, THEN + 1000),
+        Boundary(START + 2 * len(SET), 4, THEN + 2000),
+        Boundary(START + 2 * len(SET) + len(turn), 7, THEN + 2000),
+        Boundary(tape.end, 7, THEN + 4000),
+    ]
+    for limit in range(START, tape.end + 1):
+        before = [boundary for boundary in expected if boundary.offset <= limit]
+        assert find_boundary(tape.folder, name, limit) == before[-1]
+
+
+def test_no_boundary_is_found_in_what_cannot_be_read(tmp_path: Path) -> None:
+    tape = Tape(tmp_path).snapshot()
+    name = tape.segment([(THEN, SET + b"+what is this?")])
+    with pytest.raises(PointError, match=f"{START} can be restored"):
+        find_boundary(tape.folder, name, tape.end - 1)
+    path = Path(tape.folder.url, name.path)
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(VerificationError, match="is damaged"):
+        find_boundary(tape.folder, name, START)
+    path.unlink()
+    with pytest.raises(VerificationError, match="is missing"):
+        find_boundary(tape.folder, name, START)
 
 
 def test_a_stream_that_is_no_commands_can_be_restored_up_to_there(

@@ -17,9 +17,11 @@ from kvtape.storage.repository import SourceFolder
 from kvtape.storage.store import LocalStore
 from primaries import Teller
 from tapes import command, documents_of, stream_of
-from test_session import NEW, OLD, RDB, START, STREAM, Recording
+from test_session import NEW, OLD, RDB, START, STREAM, Recording, short_frames
 
 END = START + len(STREAM)
+
+__all__ = ["short_frames"]  # a fixture
 
 
 def says(shared: int, replid: str = NEW, parent: str = OLD) -> ServerInfo:
@@ -180,3 +182,39 @@ async def test_what_cannot_be_read_now_is_tried_again_later(tmp_path: Path) -> N
             with pytest.raises(LinkError, match="cannot be read"):
                 await rewinder.go_back(says(START + 600))
             assert recording.recorder.position == (OLD, END)
+
+
+async def test_what_is_stored_damaged_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "spool")
+    with closing(recording.spool):
+        async with recording.running():
+            await recording.link(Teller(OLD, START, STREAM, RDB))
+            await recording.recorder.settle()
+            for file in recording.queue.glob("stream/*/*/*.seg"):
+                file.write_bytes(file.read_bytes()[:30])
+            rewinder = rewinder_of(recording, tmp_path)
+            await rewinder.go_back(says(START + 600))
+            assert not rewinder.is_back
+            # Nor is a history of which nothing is stored at all.
+            shutil.rmtree(recording.queue)
+            recording.queue.mkdir()
+            await rewinder.go_back(says(START + 600))
+            assert not rewinder.is_back
+            assert recording.recorder.position == (OLD, END)
+
+
+@pytest.mark.usefixtures("short_frames")
+@pytest.mark.parametrize("length", [10, 700])
+async def test_a_part_of_a_command_that_the_heir_lacks_is_dropped(
+    tmp_path: Path, length: int
+) -> None:
+    """In memory, or written already: it takes more than a frame."""
+    recording = Recording(tmp_path / "spool")
+    part = command("SET", "key", "x" * 1000)[:length]
+    with closing(recording.spool):
+        async with recording.running():
+            await recording.link(Teller(OLD, START, STREAM + part, RDB))
+            assert recording.recorder.received == END + length
+            await rewinder_of(recording, tmp_path).go_back(says(END))
+            assert recording.recorder.position == (OLD, END)
+        assert stream_of(recording.queue, OLD) == (START, STREAM)

@@ -289,9 +289,9 @@ class Linker:
 
         IdentityError if it is none of this source's.
         """
-        self.identity.check(self._info, announced.replid)
         is_over = self.resyncs.wait(now) > 0
         self.resyncs.announce(now)
+        self.identity.check(self._info, announced.replid)
         if self.seeder is not None and not self.seeder.allows_full_resyncs:
             raise LinkError(
                 "the primary answered with a full resync, which it said it need not: "

@@ -66,6 +66,7 @@ class Rewinder:
         recorder, fork = self.recorder, info.fork
         if fork is None or not self._is_beyond(fork) or info.replid == fork[0]:
             return
+        received = recorder.received
         await recorder.settle()
         if not self._is_beyond(fork):
             return
@@ -83,7 +84,7 @@ class Rewinder:
             "the server shares %s up to %d only: going back from %d to %d",
             replid,
             shared,
-            end.offset,
+            received,
             found.offset,
         )
         start = Position(replid, found.offset, found.offset, found.db, found.time)

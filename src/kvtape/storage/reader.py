@@ -150,7 +150,7 @@ def find_boundary(folder: SourceFolder, name: SegmentName, limit: int) -> Bounda
 
     PointError if its bytes cannot be read as commands.
     """
-    header = _header(folder, name)
+    header = next(part for part in _parts(folder, name) if isinstance(part, Header))
     if limit == name.start:
         return Boundary(header.start, header.db, header.time)
     slice_ = Slice(name, name.start, limit)
@@ -201,25 +201,17 @@ def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
     return before, before
 
 
-def _header(folder: SourceFolder, name: SegmentName) -> Header:
-    parser = Parser()
-    try:
-        with folder.open(name.path) as file:
-            while data := file.read(_PIECE):
-                parser.receive_data(data)
-                if isinstance(part := parser.next_part(), Header):
-                    _must_fit(part, name)
-                    return part
-        parser.receive_end()
-    except FileNotFoundError:
-        raise VerificationError(f"{folder.url}/{name.path} is missing") from None
-    except SegmentError as error:
-        raise _damaged(folder, name, error) from None
-    raise _damaged(folder, name, SegmentError("it has no header"))
-
-
 def _frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Frame]:
     """Yield a segment's frames up to offset stop, verified but for their bytes."""
+    for part in _parts(folder, name):
+        if isinstance(part, Frame):
+            yield part
+            if part.facts.end >= stop and stop < name.end:
+                return
+
+
+def _parts(folder: SourceFolder, name: SegmentName) -> Iterator[Part]:
+    """Yield the parts of a segment, its header first."""
     parser = Parser()
     try:
         with folder.open(name.path) as file:
@@ -227,10 +219,7 @@ def _frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Fram
                 parser.receive_data(data)
                 while (part := parser.next_part()) is not NEED_DATA:
                     _must_fit(part, name)
-                    if isinstance(part, Frame):
-                        yield part
-                        if part.facts.end >= stop and stop < name.end:
-                            return
+                    yield part
         parser.receive_end()
     except FileNotFoundError:
         raise VerificationError(f"{folder.url}/{name.path} is missing") from None
