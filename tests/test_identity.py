@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from kvtape.errors import IdentityError
 from kvtape.record.agent import Agent
+from kvtape.record.identity import Identity
+from kvtape.server.info import ServerInfo
 from plain_client import PlainClient
 from primaries import Teller
 from servers import Server, StartServer
@@ -15,6 +18,11 @@ from tapes import command, documents_of, stream_of
 from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told, until
 
 OTHER = "b" * 40
+HEIR = {
+    "master_replid": OTHER,
+    "master_replid2": REPLID,
+    "second_repl_offset": "101",
+}
 MORE = STREAM + command("SET", "more", 1)
 
 
@@ -104,6 +112,40 @@ async def test_what_is_adopted_once_is_known_from_then_on(tmp_path: Path) -> Non
     assert len(documents_of(source, "histories/*.json")) == 3
     gaps = documents_of(source, "gaps/*/*.json")
     assert [gap["replid"] for gap in gaps] == [REPLID, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("info", "announced", "is_known"),
+    [
+        ({}, None, False),
+        ({}, REPLID, True),
+        ({}, OTHER, False),
+        ({"master_replid": REPLID}, None, True),
+        ({"master_replid": OTHER}, None, False),
+        # Promoted, with a backlog that does not reach back.
+        (HEIR, None, True),
+        (HEIR, OTHER, True),
+        # What it said before is of another history than the one it then announced.
+        (HEIR, "c" * 40, False),
+    ],
+)
+def test_a_story_is_known_by_its_history_or_by_the_one_it_forked_from(
+    info: dict[str, str], announced: str | None, *, is_known: bool
+) -> None:
+    def identity(address: str, *, adopt: bool = False) -> Identity:
+        return Identity("source", address, {"known:1"}, REPLID.__eq__, adopt)
+
+    said = ServerInfo(info)
+    if is_known:
+        identity("new:1").check(said, announced)
+    else:
+        with pytest.raises(IdentityError, match="recorded from known:1, and new:1"):
+            identity("new:1").check(said, announced)
+    identity("known:1").check(said, announced)
+    identity("new:1", adopt=True).check(said, announced)
+    linked = identity("new:1")
+    linked.confirm()
+    linked.check(said, announced)
 
 
 async def test_another_server_that_says_so_is_not_even_asked_for_the_stream(
