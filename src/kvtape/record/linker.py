@@ -150,7 +150,7 @@ class Linker:
         has_endpoint = self.announced != HIDDEN
         ack = choose_ack(self.options.ack, info, url.address, has_endpoint=has_endpoint)
         info = self._info = await self._prepare(url, info)
-        self.commits.attach(info, url.address, self.clock.now())
+        self.commits.attach(info, self.identity.address, self.clock.now())
         async with await connect(url) as stream:
             self.peer = stream.socket.getpeername()[:2]
             replid, offset = self._position() or (None, 0)
@@ -193,6 +193,8 @@ class Linker:
             False: "it does not have what follows on what is recorded",
             None: "it is asked for the rest",
         }[can]
+        if info.fork is not None and self.rewinder.is_ahead_of(info):
+            next_step = f"it lagged, and recording goes back to {info.fork[1]}"
         self.trouble = self.breaks.explain(info, next_step) or self.trouble
 
     # The spool's limit.
@@ -223,7 +225,7 @@ class Linker:
         """Have the recorder stand where the link is to begin; return the last INFO."""
         if self.seeder is not None:
             await self._can_continue(info)  # goes back, and looks whom it has before it
-            self.commits.attach(info, url.address, self.clock.now())
+            self.commits.attach(info, self.identity.address, self.clock.now())
             if await self.seeder.join(info, url.address):
                 return info
         return await self._respect_limit(url, info)

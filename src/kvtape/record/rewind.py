@@ -64,11 +64,11 @@ class Rewinder:
         """
         self.undo()
         recorder, fork = self.recorder, info.fork
-        if fork is None or not self._is_beyond(fork) or info.replid == fork[0]:
+        if fork is None or not self.is_ahead_of(info):
             return
         received = recorder.received
         await recorder.settle()
-        if not self._is_beyond(fork):
+        if not self.is_ahead_of(info):
             return
         end, (replid, shared) = recorder.end, fork
         try:
@@ -91,9 +91,12 @@ class Rewinder:
         recorder.follow(start)
         self._end, self._start = end, start
 
-    def _is_beyond(self, fork: tuple[str, int]) -> bool:
-        position = self.recorder.position
-        return position is not None and position[0] == fork[0] and position[1] > fork[1]
+    def is_ahead_of(self, info: ServerInfo) -> bool:
+        """Whether more was received than a server shares of the history."""
+        position, fork = self.recorder.position, info.fork
+        if position is None or fork is None or info.replid == fork[0]:
+            return False
+        return position[0] == fork[0] and position[1] > fork[1]
 
     def _find(self, replid: str, shared: int) -> Boundary | None:
         """Find the last boundary up to an offset in what is stored. Blocks."""

@@ -56,7 +56,7 @@ class History(msgspec.Struct, frozen=True):
     created is the last receipt before it, or its snapshot's announcement. parent_offset
     is the last offset that it is known to share with its parent, which may be behind
     the end of what is recorded of it: the bytes between are then recorded here. address
-    is that of the server it was first recorded from.
+    is what Source.address was when it was first recorded.
     """
 
     replid: str
