@@ -23,7 +23,10 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
 from kvtape.record.endpoint import Endpoint, Standing, open_endpoint
+from kvtape.record.events import DiskFails, DiskRecovers, Stopped, tell, tell_to
+from kvtape.record.held import note_not_spooled, note_stored
 from kvtape.record.identity import Identity
+from kvtape.record.journal import Journal
 from kvtape.record.linker import Linker, ask_server
 from kvtape.record.options import RecordOptions
 from kvtape.record.position import (
@@ -53,7 +56,10 @@ from kvtape.storage.repository import Repository, SourceFolder, create_repositor
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import open_store
 from kvtape.tape.documents import Source
-from kvtape.tape.names import GapName, HistoryName
+from kvtape.tape.names import (
+    GapName,
+    HistoryName,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +81,10 @@ class Agent:
     linker: Linker
     endpoint: Endpoint | None = None
 
-    def __init__(self, options: RecordOptions) -> None:
+    def __init__(self, options: RecordOptions, journal: Journal | None = None) -> None:
         self.options = options
+        self.journal = journal or Journal(options.source or options.url.address)
+        self.opened = trio.Event()
         self.is_ready = False
         self._finder = Finder(options.url, options.prefer)
         self._folder: SourceFolder
@@ -98,6 +106,11 @@ class Agent:
         return self.uploader.stored.end(self.recorder.replid)
 
     @property
+    def repository_url(self) -> str:
+        """Where it stores, without secrets."""
+        return self._folder.store.url
+
+    @property
     def trouble(self) -> str | None:
         """Why nothing is recorded now; None if it is."""
         if self._disk_trouble is not None:
@@ -117,6 +130,7 @@ class Agent:
         Raises an Error of kvtape; RepositoryError if something could not be uploaded in
         time, which then stays in the spool for the next start.
         """
+        tell_to(self.journal)
         # First, so that a wrong address leaves no trace of a repository.
         info = await self._ask_unless_stopped()
         if info is None:
@@ -130,6 +144,7 @@ class Agent:
             self.endpoint = await open_endpoint(*options.announce)
         try:
             if await self._open_unless_stopped(info):
+                self.opened.set()
                 await self._run_with_endpoint()
         except ExceptionGroup as group:
             raise cause_of(group) from group
@@ -222,6 +237,7 @@ class Agent:
 
     def _open_by(self, repository: Repository, *, is_reached: bool) -> bool:
         options = self.options
+        self.journal.source = self._folder.name
         folder = options.spool or default_spool(self._folder)
         self.spool = Spool(folder, options.spool_limit)
         self._gauge = Gauge(options.spool_limit)
@@ -265,6 +281,12 @@ class Agent:
             # origin of snapshots it must be.
             if position is None or _origin(self.options) is not None:
                 return False
+        if is_reached:
+            note_stored(self.journal, stored, self.spool)
+        elif position is not None:
+            note_not_spooled(self.journal, position, self.spool)
+        if position is not None and position.replid in stored.histories:
+            self.journal.history_reason = stored.histories[position.replid].reason
         clock = ReceiptClock(position.time if position else 0)
         known = [HistoryName(replid).path for replid in stored.histories]
         known += [
@@ -345,7 +367,10 @@ class Agent:
             self.uploader.finish()
             deadline = trio.current_time() + self.options.stop_timeout
             nursery.cancel_scope.deadline = deadline
-        if nursery.cancel_scope.cancelled_caught:
+        if not nursery.cancel_scope.cancelled_caught:
+            replid = self.recorder.replid
+            tell(Stopped(replid, self.journal.stored.get(replid or "")))
+        else:
             why = f" ({self.uploader.error})" if self.uploader.error else ""
             raise RepositoryError(
                 f"not everything could be stored within {self.options.stop_timeout:g} s"
@@ -374,7 +399,7 @@ class Agent:
         if self._stopping.is_set():
             raise trouble from error
         self._disk_trouble = str(trouble)
-        _log.error("%s; trying again in %.1f s", trouble, wait)
+        tell(DiskFails(str(trouble), wait))
         with trio.move_on_after(wait):
             await self._stopping.wait()
 
@@ -409,6 +434,7 @@ class Agent:
         except OSError as error:
             return error
         self._disk_trouble = None
+        tell(DiskRecovers())
         return None
 
     async def _wait_for_free(self) -> None:
@@ -445,9 +471,18 @@ def _origin(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
 
 def default_spool(folder: SourceFolder) -> Path:
     """Return where the spool of a source stands if nobody says: in the user's state."""
+    return default_spools() / f"{folder.name}-{repository_mark(folder.store.url)}"
+
+
+def default_spools() -> Path:
+    """Return the folder of the spools of which nobody says where they stand."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    where = hashlib.sha256(folder.store.url.encode()).hexdigest()[:8]
-    return Path(state) / "kvtape" / f"{folder.name}-{where}"
+    return Path(state) / "kvtape"
+
+
+def repository_mark(url: str) -> str:
+    """Return what tells the spools of one repository from those of another."""
+    return hashlib.sha256(url.encode()).hexdigest()[:8]
 
 
 def _source_folder(

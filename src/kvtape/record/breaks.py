@@ -7,17 +7,14 @@ once.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, replace
 
-from kvtape.record.amounts import duration
 from kvtape.record.cut import Cut, explain
+from kvtape.record.events import BreakExplained, tell
 from kvtape.record.session import Session
 from kvtape.replication.refusal import RefusedError
 from kvtape.server.info import ServerInfo
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -75,10 +72,5 @@ class Breaks:
         self._broken = None
         cut = replace(cut, ago=time.monotonic() - when)
         self.last = explain(before, after, cut)
-        _log.warning(
-            "the link that stood for %s broke because: %s; %s",
-            duration(cut.lasted),
-            self.last,
-            next_step,
-        )
+        tell(BreakExplained(self.last, cut.lasted, next_step))
         return self.last

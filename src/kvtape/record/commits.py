@@ -18,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from threading import Lock
 
+from msgspec import structs
+
+from kvtape.record.events import GapFound, tell
 from kvtape.record.position import Position
 from kvtape.record.room import Outage
 from kvtape.server.info import ServerInfo
@@ -165,6 +168,7 @@ class Commits:
         )
         name = GapName(gap.replid, gap.start_offset, gap.end_offset)
         self._queue_once(name.path, gap)
+        tell(GapFound(**structs.asdict(gap)))
         self.gaps.append(gap)
 
     def _because(self, before: Position) -> str:

@@ -12,7 +12,6 @@ password was changed.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 import trio
@@ -23,6 +22,7 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.breaks import Breaks
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.events import FullResyncPostponed, LinkLost, SpoolFull, tell
 from kvtape.record.identity import Identity
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Recorder
@@ -46,8 +46,6 @@ from kvtape.server.sentinel import Finder
 from kvtape.server.url import ServerUrl
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool, SpoolFullError
-
-_log = logging.getLogger(__name__)
 
 # How often a server that could not continue is asked whether it can now, in seconds.
 _ASK_AGAIN = 10.0
@@ -109,8 +107,8 @@ class Linker:
                 if self.session is not None and self.session.is_online:
                     backoff.reset()
                 wait = backoff.next()
+                tell(LinkLost(str(error), wait, is_repeated=self.trouble == str(error)))
                 self.trouble = str(error)
-                _log.warning("%s; connecting again in %.1f s", error, wait)
                 await trio.sleep(wait)
 
     def _may_pass(self, error: BaseException) -> bool:
@@ -174,6 +172,7 @@ class Linker:
                 on_link=self._linked,
                 on_full_resync=self._allow_full_resync,
                 must_fork=self.rewinder.is_back,
+                why_again="reconnect" if self._has_linked else "start",
             )
             await self.session.run()
 
@@ -212,7 +211,7 @@ class Linker:
             f"{full}; nothing is received until some of it is stored, and nothing is "
             "lost as long as the primary's backlog reaches back"
         )
-        _log.error("%s", self.trouble)
+        tell(SpoolFull(self.trouble))
         recorder = self.recorder
         if recorder.position is not None:
             await recorder.settle()
@@ -247,7 +246,7 @@ class Linker:
                 return info
             kind, self.trouble, wait = obstacle
             if said != kind:
-                _log.warning("%s; waiting up to %.0f s", self.trouble, wait)
+                tell(FullResyncPostponed(self.trouble, wait))
             said = kind
             await trio.sleep(min(wait, _ASK_AGAIN))
             info = await ask_server(url)

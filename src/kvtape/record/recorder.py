@@ -65,6 +65,10 @@ class Recorder:
     acknowledged; written fires when they move, asked and ack_due when what came before
     a GETACK is synced, and queued when a segment is. Others may fire ack_due, too.
     run() raises OSError of the disk; after that, call restart().
+
+    heard is when the newest byte of the stream was received, and unsealed when the
+    first write of the open segment was, which holds none if it is None (ms).
+    open_bytes is the size of that segment's file.
     """
 
     def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
@@ -72,6 +76,9 @@ class Recorder:
         self.received = 0
         self.durable = 0
         self.lost_because: str | None = None
+        self.heard = 0
+        self.unsealed: int | None = None
+        self.open_bytes = 0
         self.asked = Signal()
         self.ack_due = Signal()
         self.written = Signal()
@@ -138,6 +145,7 @@ class Recorder:
         self._batch_begun = math.inf
         self._end = position
         self._is_synced = True
+        self.heard, self.unsealed = position.time, None
         if self._spool.segment is None:
             self._sealed = position
             self._segment_begun = math.inf
@@ -148,10 +156,12 @@ class Recorder:
             )
             # It is as old as can be, and what is in it is not known any more.
             self._segment_begun, self._segment_is_idle = -math.inf, False
+            self.unsealed = header.time
         self._changed.fire()
 
     def receive(self, data: bytes, time: int) -> None:
         """Take the next bytes of the stream, received at time (ms)."""
+        self.heard = time
         while data:
             # A frame takes no more, and where its last boundary is has to be known.
             room = MAX_FRAME - self._carried
@@ -359,6 +369,7 @@ class Recorder:
         if self._is_synced:
             self.durable = self._end.boundary
         self._seal_if_due(now, must_seal)
+        self.open_bytes = 0 if spool.segment is None else spool.segment.size
 
     def _append(self, stretch: Stretch, now: float) -> None:
         spool, end = self._spool, self._end
@@ -380,6 +391,8 @@ class Recorder:
         )
         idle = stretch.summary.is_idle
         self._segment_is_idle = self._segment_is_idle and idle
+        if self.unsealed is None and not idle:
+            self.unsealed = stretch.marks[0].time if stretch.marks else end.time
         self._end = Position(
             end.replid, writer.end, writer.boundary, writer.db, writer.last
         )
@@ -400,6 +413,7 @@ class Recorder:
             self._is_synced = True
             self.durable = self._end.boundary
             self._segment_begun = math.inf
+            self.unsealed = None
             trio.from_thread.run_sync(self._queued.fire)
 
     def _drop_unfinished(self) -> None:

@@ -11,7 +11,6 @@ and whether a snapshot would fit, which is to be known before the primary makes 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +20,9 @@ import trio
 
 from kvtape.record.amounts import duration, size
 from kvtape.record.clock import ReceiptClock
+from kvtape.record.events import SpoolFills, SpoolHasRoom, tell
 from kvtape.record.position import Position
 from kvtape.storage.spool import Spool
-
-_log = logging.getLogger(__name__)
 
 # Linking at the first free byte would be a link for every segment that is uploaded.
 _ROOM_AGAIN = 0.9
@@ -85,7 +83,7 @@ async def watch(spool: Spool, gauge: Gauge) -> NoReturn:
     while True:
         said = gauge.look(spool.used, trio.current_time())
         if said is not None:
-            _log.warning("%s", said)
+            tell(SpoolFills(said, round(100 * spool.used / spool.limit)))
         await trio.sleep(_LOOK_AGAIN)
 
 
@@ -115,11 +113,7 @@ class Room:
         spool, since = self._spool, self._clock.now()
         while spool.used >= _ROOM_AGAIN * spool.limit:  # noqa: ASYNC110
             await trio.sleep(_LOOK_AGAIN)
-        _log.warning(
-            "the spool has room again (%s of %s): recording goes on",
-            size(spool.used),
-            size(spool.limit),
-        )
+        tell(SpoolHasRoom(spool.used, spool.limit))
         if end is None:
             return None
         return Outage(end.replid, end.offset, since, self._clock.now())

@@ -8,7 +8,6 @@ is kept in memory, and written when its snapshot is durable.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,6 +17,14 @@ import trio
 from kvtape.record.acknowledge import Ack, acknowledgement
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.events import (
+    FullReason,
+    FullResyncBegun,
+    FullResyncComplete,
+    Linked,
+    PartialReason,
+    tell,
+)
 from kvtape.record.pace import Pace
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
@@ -37,8 +44,6 @@ from kvtape.replication.replica import (
 )
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
-
-_log = logging.getLogger(__name__)
 
 HEARTBEAT = 1.0
 
@@ -81,6 +86,7 @@ class Session:
     # Called in a thread before a snapshot is taken; an error refuses it.
     on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
     must_fork: bool = False  # it continues from where a new history has to begin
+    why_again: PartialReason = "start"  # why this link was made
     progress: Progress = field(default_factory=Progress)
     pace: Pace = field(default_factory=Pace)
     was_cut: bool = False  # the primary or the network ended the link
@@ -231,7 +237,6 @@ class Session:
 
     async def _continue(self, replid: str) -> None:
         recorder = self.recorder
-        _log.info("the primary continues %s at %d", replid, recorder.received)
         if replid == recorder.replid:
             if self.must_fork:
                 # These bytes are recorded already, up to where it was gone back from.
@@ -239,6 +244,7 @@ class Session:
                     "the primary said that it has parted from the history "
                     f"{replid}, and goes on with it all the same; asking again"
                 )
+            tell(Linked(replid, recorder.received, self.why_again))
             return
         if not await recorder.settle():
             raise LinkError(
@@ -250,18 +256,23 @@ class Session:
             fork = replace(end, replid=replid)
             await trio.to_thread.run_sync(self.commits.fork, end.replid, fork)
         recorder.fork(replid)
+        tell(Linked(replid, recorder.received, "failover"))
         self.queued.fire()
 
     async def _begin_snapshot(self, announced: FullResync, now: int) -> None:
-        _log.info(
-            "full resync: a snapshot at %d of %s", announced.offset, announced.replid
-        )
+        tell(FullResyncBegun(announced.replid, announced.offset, self._why(announced)))
         await trio.to_thread.run_sync(self.on_full_resync, announced, now)
         self.on_link()
         if self.recorder.position is not None:
             await self.recorder.settle()
         self._snapshot = SnapshotReceiver(self.spool, announced, now)
         self._nursery.start_soon(self._store, self._snapshot)
+
+    def _why(self, announced: FullResync) -> FullReason:
+        replid = self.recorder.replid
+        if replid is None:
+            return "first"
+        return "backlog" if replid == announced.replid else "history"
 
     def _end_snapshot(self) -> None:
         """Follow the stream behind the snapshot, and complete it meanwhile."""
@@ -286,10 +297,14 @@ class Session:
             await trio.to_thread.run_sync(self.commits.snapshot, manifest, self._before)
             self._snapshot = None
             self.recorder.release()
-        _log.info(
-            "the snapshot at %d is complete: %d bytes, %d compressed",
-            manifest.offset,
-            manifest.bytes,
-            manifest.stored_bytes,
+        tell(
+            FullResyncComplete(
+                manifest.replid,
+                manifest.offset,
+                manifest.bytes,
+                manifest.stored_bytes,
+                max(0, manifest.completed - manifest.time) / 1000,
+                manifest.time,
+            )
         )
         self.queued.fire()

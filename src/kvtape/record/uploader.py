@@ -12,13 +12,12 @@ that can be restored, up to its end.
 
 from __future__ import annotations
 
-import logging
-
 import trio
 from msgspec import structs
 
 from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
+from kvtape.record.events import FileStored, UploadsFail, UploadsRecover, tell
 from kvtape.record.position import stored_catalogue
 from kvtape.record.stored import Stored, stored_before
 from kvtape.record.witness import Witness, first_difference
@@ -36,8 +35,6 @@ from kvtape.tape.names import (
     parse,
 )
 
-_log = logging.getLogger(__name__)
-
 # How long to wait where waiting alone does not help: the bucket may be created, the
 # permission granted.
 _BY_HAND = 60.0
@@ -54,9 +51,8 @@ class Uploader:
     """Uploads what is queued; queued fires when there is more.
 
     stored is what is in the repository, and moved fires when it is more; error is why
-    the last upload failed, until one succeeds; queued_bytes is what waits. uploads and
-    failures count objects and tries, and upload_seconds is how long the last upload
-    took.
+    the last upload failed, until one succeeds; waiting are the paths and sizes of what
+    waits. uploads and failures count objects and tries.
 
     unconfirmed is the repository that the spool was begun for, if nobody could ask yet
     whether it is what stands there; that is done before anything is uploaded.
@@ -73,10 +69,10 @@ class Uploader:
         self.stored = stored
         self.moved = Signal()
         self.error: RepositoryError | None = None
-        self.queued_bytes = 0
+        self.waiting: dict[str, int] = {}
         self.uploads = 0
         self.failures = 0
-        self.upload_seconds: float | None = None
+        self._failing_since: float | None = None
         self._spool = spool
         self._folder = folder
         self._queued = queued
@@ -84,6 +80,11 @@ class Uploader:
         self._witness = Witness(folder)
         self._compare_at = 0.0
         self._finishing = trio.Event()
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much waits, as far as was looked."""
+        return sum(list(self.waiting.values()))
 
     def finish(self) -> None:
         """Have run() upload what is queued by now, and return."""
@@ -109,39 +110,35 @@ class Uploader:
             with trio.move_on_at(self._compare_at if self._witness.unchecked else _FAR):
                 await next_queued.wait()
 
+    def _note_error(self, error: RepositoryError) -> None:
+        if self._failing_since is None:
+            self._failing_since = trio.current_time()
+        is_repeated = str(error) == str(self.error)
+        tell(UploadsFail(str(error), error.is_passing, is_repeated))
+        self.error = error
+
     async def _pause(self, error: RepositoryError, backoff: Backoff) -> None:
         """Wait before trying again; finish() cuts it short, once."""
-        is_said = str(error) == str(self.error)
-        self.error = error
+        self._note_error(error)
         wait = backoff.next()
         if self._finishing.is_set():
-            _log.warning("%s; trying again in %.1f s", error, wait)
             await trio.sleep(wait)
             return
-        if error.is_passing:
-            _log.warning("%s; trying again in %.1f s", error, wait)
-        else:
+        if not error.is_passing:
             wait = _BY_HAND
-            if not is_said:
-                _log.error(
-                    "%s; recording goes on into the spool, and this is tried again "
-                    "every %.0f s",
-                    error,
-                    wait,
-                )
         with trio.move_on_after(wait):
             await self._finishing.wait()
             backoff.reset()
 
     def _recovered(self) -> None:
-        if self.error is not None:
-            _log.info("what is recorded is being stored again")
-            self.error = None
+        if self._failing_since is not None:
+            tell(UploadsRecover(trio.current_time() - self._failing_since))
+        self.error = self._failing_since = None
 
     async def upload_all(self) -> None:
         """Upload everything that is queued now."""
         while queue := await trio.to_thread.run_sync(self._spool.queued):
-            self.queued_bytes = sum(queue.values())
+            self.waiting = queue
             if self._unconfirmed is not None:
                 there = await trio.to_thread.run_sync(
                     self._confirm, self._unconfirmed, abandon_on_cancel=True
@@ -150,10 +147,10 @@ class Uploader:
                 if self.stored == Stored():
                     self.stored = there
                 self._unconfirmed = None
-            for path, size in queue.items():
+            for path in list(queue):
                 await self._upload(path)
-                self.queued_bytes -= size
-        self.queued_bytes = 0
+                del queue[path]
+        self.waiting = {}
 
     def _confirm(self, repository: Repository) -> Stored:
         """Make sure of the repository, and find out what is in it. Blocks."""
@@ -166,7 +163,6 @@ class Uploader:
         # A store that does not answer must not keep the program from stopping. An
         # upload that is abandoned harms nobody: it is whole or not there.
         history = await trio.to_thread.run_sync(self._put, path, abandon_on_cancel=True)
-        self.upload_seconds = trio.current_time() - began
         self.uploads += 1
         name = parse(path)
         if isinstance(name, SegmentName):
@@ -183,7 +179,7 @@ class Uploader:
             ) from error
         self._recovered()
         self._note(path, history)
-        _log.debug("stored %s", path)
+        tell(FileStored(path, trio.current_time() - began))
 
     def _note(self, path: str, history: History | None) -> None:
         match parse(path):
