@@ -103,7 +103,7 @@ def test_the_version_is_that_of_the_package() -> None:
         ("restore --repo repo --into localhost:6379", "give the server as a URL"),
         ("restore --repo repo --layout flat --data-dir a", "'flat' is not one of"),
         ("restore --repo repo --data-dir a --password-file nosuch", "cannot read the"),
-        ("record --repo repo", "Missing argument"),
+        ("record --repo repo", "URL, or record several by [sources"),
         (
             "record redis://h --repo repo --snapshot-from redis://i --snapshot-file f",
             "give one of them",

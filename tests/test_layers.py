@@ -27,9 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "restore": {"errors", "signal", "replication", "tape", "storage", "server"},
     # The spool's place and what to acknowledge are recording's to say.
     "check": {"errors", "replication", "tape", "storage", "server", "record"},
+    "watch": {
+        *("errors", "signal", "replication", "tape", "storage", "server"),
+        "record",
+    },
     "cli": {
         *("errors", "signal", "replication", "tape", "storage", "server"),
-        *("record", "restore", "check"),
+        *("record", "restore", "check", "watch"),
     },
     "__main__": {"cli", "errors"},
     # The API: everything that the command line stands on.

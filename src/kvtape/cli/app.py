@@ -14,6 +14,7 @@ from kvtape.cli.demo import demo
 from kvtape.cli.info import info
 from kvtape.cli.record import record
 from kvtape.cli.restore import restore
+from kvtape.cli.status import status
 
 app = typer.Typer(
     name="kvtape",
@@ -47,5 +48,6 @@ app.command()(record)
 app.command()(check)
 app.command()(info)
 app.command()(audit)
+app.command()(status)
 app.command()(restore)
 app.command()(demo)

@@ -7,6 +7,14 @@ What several verbs share stands at the top, what one verb has under its name:
     url = "redis://127.0.0.1:6379"
     flush-interval = "1s"
 
+Several servers are recorded by one process from tables of their own; what is the same
+for all of them stands in [record]:
+
+    [sources.shop]
+    url = "redis://10.0.0.5"
+    [sources.users]
+    url = "redis://10.0.0.6"
+
 An unknown key is an error: a misspelt option that is silently not set is how backups
 turn out not to be there.
 """
@@ -16,16 +24,27 @@ from __future__ import annotations
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from kvtape.errors import UsageError
+from kvtape.tape.names import SOURCE_NAME
 
 DEFAULT = Path("kvtape.toml")
 
 # Options that must not stand in a file, or make no sense there.
 _NOT_IN_A_FILE = {"config", "help"}
+
+_SOURCES = "sources"
+
+# What is of the process, and cannot differ between its sources.
+_OF_THE_PROCESS = {"source", "metrics", "ready-max-lag", "log-format", "verbose"}
+
+# Verbs that are about what another verb does: its options are theirs, where they have
+# them, and their own table stands over it.
+_ABOUT = {"status": "record"}
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -39,7 +58,54 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(f"cannot read {found}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{found} is no TOML: {error}") from None
+    tables = _take_sources(context, found, content)
     context.default_map = _defaults(context, found, content)
+    if isinstance(context.obj, SourceTable):
+        context.default_map |= context.obj.values
+    context.meta[_SOURCES] = tables
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A [sources.NAME] table: values by the names of the parameters of record.
+
+    As the obj of a context, it is laid over the defaults there.
+    """
+
+    name: str
+    values: dict[str, object]
+
+
+def source_tables(context: typer.Context) -> list[SourceTable]:
+    """Return the [sources.NAME] tables of the file that was read."""
+    tables: list[SourceTable] = context.meta.get(_SOURCES, [])
+    return tables
+
+
+def _take_sources(
+    context: typer.Context, path: Path, content: dict[str, object]
+) -> list[SourceTable]:
+    """Take the [sources] tables out of a file's content."""
+    tables = content.pop(_SOURCES, {})
+    verbs = getattr(context.find_root().command, "commands", {})
+    allowed = _keys(verbs["record"])
+    allowed = {key: allowed[key] for key in allowed.keys() - _OF_THE_PROCESS}
+    if not isinstance(tables, dict):
+        raise UsageError(f"{path} has sources as a value: write [sources.NAME] tables")
+    found = []
+    for name, table in tables.items():
+        if not SOURCE_NAME.fullmatch(name):
+            raise UsageError(
+                f"{path} has [sources.{name}], and a source's name is made of letters, "
+                "digits, dots, - and _"
+            )
+        if not isinstance(table, dict):
+            raise UsageError(f"{path} has {name} in [sources], which is no table")
+        for key in table.keys() - allowed.keys():
+            raise _unknown(path, f"{key} in [sources.{name}]", allowed)
+        values = {allowed[key]: value for key, value in table.items()}
+        found.append(SourceTable(name, values))
     return found
 
 
@@ -65,9 +131,11 @@ def _defaults(
             raise _unknown(path, key, shared)
         elif key in allowed[own]:
             defaults[allowed[own][key]] = value
-    mine = content.get(own, {})
-    if isinstance(mine, dict):
-        defaults |= {allowed[own][key]: value for key, value in mine.items()}
+    for table in (_ABOUT.get(own, own), own):
+        mine = content.get(table, {})
+        if isinstance(mine, dict):
+            known = mine.keys() & allowed[own].keys()
+            defaults |= {allowed[own][key]: mine[key] for key in known}
     return defaults
 
 

@@ -13,7 +13,6 @@ import trio
 import typer
 from rich.console import Console
 
-from kvtape.cli.info import server_name
 from kvtape.cli.runner import run
 from kvtape.errors import UsageError, VerificationError
 from kvtape.record.agent import Agent
@@ -23,7 +22,7 @@ from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import Job, open_job
 from kvtape.server.client import Client, open_client
 from kvtape.server.contents import Contents, read_contents
-from kvtape.server.info import ask
+from kvtape.server.info import ask, server_name
 from kvtape.server.scratch import find_program, scratch_server
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import recorded_commands

@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Iterator
 
 from kvtape.cli import options, output
+from kvtape.server.info import server_name
 from kvtape.storage.repository import open_repository
 from kvtape.tape.catalogue import Catalogue
-from kvtape.tape.documents import Gap, History, Server
+from kvtape.tape.documents import Gap, History
 from kvtape.tape.orphans import orphans, unknown
 from kvtape.tape.point import format_time
 
@@ -106,13 +107,6 @@ def _orphaned(catalogue: Catalogue) -> list[dict[str, object]]:
         }
         for lost in unknown(catalogue)
     ]
-
-
-def server_name(server: Server) -> str | None:
-    """Return a server's family and version, such as Redis 7.0.15."""
-    if server.family is None or server.version is None:
-        return None
-    return f"{server.family.capitalize()} {server.version}"
 
 
 _WIDTH = 80

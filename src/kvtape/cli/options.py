@@ -38,10 +38,19 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _BYTES[(match[2] or "B").lower()]
 
 
-def read_password(file: Path | None, variable: str = "KVTAPE_PASSWORD") -> str | None:
-    """Return the password from a file or the environment, if there is one."""
+def read_password(
+    file: Path | None, variable: str = "KVTAPE_PASSWORD", source: str | None = None
+) -> str | None:
+    """Return the password from a file or the environment, if there is one.
+
+    Of several sources each may have a variable of its own: KVTAPE_PASSWORD_<SOURCE>.
+    """
     if file is None:
-        return os.environ.get(variable) or None
+        own = None
+        if source is not None:
+            suffix = re.sub(r"[^A-Z0-9]", "_", source.upper())
+            own = os.environ.get(f"{variable}_{suffix}")
+        return own or os.environ.get(variable) or None
     try:
         password = file.read_text().rstrip("\r\n")
     except OSError as error:

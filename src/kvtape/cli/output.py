@@ -7,7 +7,6 @@ terminal only. Bytes that are not text appear in JSON as {"base64": "…"}.
 from __future__ import annotations
 
 import base64
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 import msgspec
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -36,6 +34,11 @@ _KB = 1000
 def stderr_console() -> Console:
     """Return the console for everything that is not data."""
     return Console(stderr=True, highlight=False, markup=False)
+
+
+def stdout_console() -> Console:
+    """Return the console for data that is shown again and again."""
+    return Console(highlight=False, markup=False)
 
 
 def print_line(line: str) -> None:
@@ -61,10 +64,10 @@ def alarmed(text: str) -> str:
     return text
 
 
-def print_json(document: object) -> None:
+def print_json(document: object, *, one_line: bool = False) -> None:
     """Print a document as JSON, indented on a terminal and in one line elsewhere."""
     content = msgspec.json.encode(document)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not one_line:
         content = msgspec.json.format(content, indent=2)
     print_line(content.decode())
 
@@ -75,21 +78,6 @@ def text_or_base64(data: bytes) -> str | dict[str, str]:
         return data.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(data).decode()}
-
-
-def set_up_logging(console: Console, *, verbose: bool) -> None:
-    """Send the log to stderr: with times, and one line an event."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logger = logging.getLogger("kvtape")
-    logger.setLevel(level)
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_level=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers[:] = [handler]
 
 
 def format_bytes(count: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import trio
 import typer
@@ -13,10 +14,12 @@ from rich.live import Live
 from rich.text import Text
 
 from kvtape.cli import options, output
+from kvtape.cli.config import SourceTable, source_tables
+from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run_until_signal
+from kvtape.cli.status import status_line
 from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption
-from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.recorder import Limits
 from kvtape.server.url import (
@@ -26,6 +29,9 @@ from kvtape.server.url import (
     parse_source,
     parse_url,
 )
+from kvtape.watch.lookout import Lookout, summary
+from kvtape.watch.notify import find_notifier
+from kvtape.watch.web import listen
 
 _REFRESH = 0.25
 
@@ -34,17 +40,19 @@ _AVERAGED = 8
 
 
 def record(
+    context: typer.Context,
+    repo: options.Repo,
     url: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="URL",
             help="The server: redis://[user[:password]@]host[:port], or valkey://…; "
             "rediss:// and valkeys:// with TLS; or the Sentinels that know it: "
-            "redis+sentinel://[user[:password]@]host[:port][,host[:port]...]/NAME.",
+            "redis+sentinel://[user[:password]@]host[:port][,host[:port]...]/NAME. May "
+            "be left out where kvtape.toml has [sources.NAME] tables.",
             show_default=False,
         ),
-    ],
-    repo: options.Repo,
+    ] = None,
     source: options.Source = None,
     spool: Annotated[
         Path | None,
@@ -149,6 +157,26 @@ def record(
             show_default=False,
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve /metrics for Prometheus, /healthz and /readyz over HTTP; on "
+            "127.0.0.1 if no host is given.",
+            show_default=False,
+        ),
+    ] = None,
+    ready_max_lag: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="How much may be at risk before /readyz says no.",
+        ),
+    ] = "60s",
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How to write the log: for people, or an object a line."),
+    ] = "text",
     password_file: options.PasswordFile = None,
     prefer: options.PreferRole = "primary",
     sentinel_user: options.SentinelUser = None,
@@ -166,55 +194,33 @@ def record(
     kvtape poses as a replica. It runs until Ctrl-C or SIGTERM, and then stores what it
     has; started again, it continues where it stopped.
     """
+    chosen = [_record_options(one) for one in _sources(context, url, source)]
+    most_at_risk = options.parse_duration(ready_max_lag)
     console = output.stderr_console()
-    output.set_up_logging(console, verbose=verbose)
-    limits = Limits(
-        options.parse_duration(flush_interval),
-        options.parse_duration(upload_interval),
-        options.parse_size(segment_size),
+    set_up_logging(
+        console, verbose=verbose, as_json=log_format == "json", named=len(chosen) > 1
     )
-    if not limits.segment_size:
-        raise UsageError("--segment-size must be more than nothing")
-    password = options.read_password(password_file)
-    tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
-    address = parse_source(url).with_tls(tls).with_password(password)
-    address = options.with_sentinel_login(
-        address, sentinel_user, sentinel_password_file
-    )
-    replica = None if snapshot_from is None else _replica(snapshot_from, address)
-    if replica is not None:
-        replica = replica.with_password(password)
-    most = options.parse_size(spool_limit)
-    if not most:
-        raise UsageError("--spool-limit must be more than nothing")
-    agent = Agent(
-        RecordOptions(
-            address,
-            repo,
-            source,
-            spool,
-            ack,
-            limits,
-            full_resyncs_per_hour,
-            options.parse_duration(stop_timeout),
-            until_offset,
-            adopt,
-            most,
-            prefer,
-            replica,
-            snapshot_file,
-            None if announce is None else _announced(announce),
-        )
-    )
+    lookout = Lookout(chosen)
+    notifier = find_notifier(os.environ)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            if console.is_terminal:
-                nursery.start_soon(_show, agent, console)
-            await agent.run()
+            if metrics is not None:
+                listeners = await listen(metrics)
+                nursery.start_soon(lookout.serve, listeners, most_at_risk)
+            if notifier is not None:
+                nursery.start_soon(lookout.notify, notifier)
+            if console.is_terminal and log_format == "text":
+                nursery.start_soon(_show, lookout, console)
+            await lookout.fleet.run()
             nursery.cancel_scope.cancel()
 
-    run_until_signal(main, agent.stop)
+    def stop() -> None:
+        if notifier is not None:
+            notifier.tell_stopping()
+        lookout.fleet.stop()
+
+    run_until_signal(main, stop)
 
 
 def _replica(text: str, server: Address) -> ServerUrl:
@@ -237,41 +243,122 @@ def _announced(text: str) -> tuple[str, int]:
     return host, port
 
 
-async def _show(agent: Agent, console: Console) -> None:
+def _sources(
+    context: typer.Context, url: str | None, source: str | None
+) -> list[dict[str, Any]]:
+    """Return the parameters of each source: those given here, over its own table."""
+    tables = source_tables(context)
+    if url is not None and not _is_from(context, "url", "DEFAULT_MAP"):
+        tables = []
+    if url is not None and tables:
+        raise UsageError(
+            "kvtape.toml has a url in [record] and [sources.NAME] tables: move the url "
+            "into a table of its own"
+        )
+    if not tables and url is None:
+        raise UsageError(
+            "name the server's URL, or record several by [sources.NAME] tables in "
+            "kvtape.toml"
+        )
+    if not tables:
+        return [context.params]
+    chosen = [table for table in tables if source in (None, table.name)]
+    if not chosen:
+        names = ", ".join(table.name for table in tables)
+        raise UsageError(f"kvtape.toml has no source {source}, but {names}")
+    return [_params(context, table) for table in chosen]
+
+
+def _params(context: typer.Context, table: SourceTable) -> dict[str, Any]:
+    """Return the parameters that record has for a source."""
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if _is_from(context, name, "COMMANDLINE")
+    }
+    spool = context.params["spool"]
+    try:
+        parsed = context.command.make_context(
+            "record", _config_of(context), parent=context.parent, obj=table
+        )
+    except typer.BadParameter as error:
+        raise UsageError(f"[sources.{table.name}]: {error.format_message()}") from None
+    params = parsed.params | given | {"source": table.name}
+    if spool is not None and "spool" not in table.values:
+        # Each needs a folder of its own.
+        params["spool"] = spool / table.name
+    if params["url"] is None:
+        raise UsageError(f"[sources.{table.name}] has no url")
+    return params
+
+
+def _is_from(context: typer.Context, name: str, origin: str) -> bool:
+    """Whether a parameter's value is from the command line, a file or elsewhere."""
+    found = context.get_parameter_source(name)
+    return found is not None and found.name == origin
+
+
+def _config_of(context: typer.Context) -> list[str]:
+    path = context.params["config"]
+    return [] if path is None else ["--config", str(path)]
+
+
+def _record_options(params: dict[str, Any]) -> RecordOptions:
+    """Read the parameters of one source."""
+    limits = Limits(
+        options.parse_duration(params["flush_interval"]),
+        options.parse_duration(params["upload_interval"]),
+        options.parse_size(params["segment_size"]),
+    )
+    if not limits.segment_size:
+        raise UsageError("--segment-size must be more than nothing")
+    most = options.parse_size(params["spool_limit"])
+    if not most:
+        raise UsageError("--spool-limit must be more than nothing")
+    password = options.read_password(params["password_file"], source=params["source"])
+    tls = options.tls(
+        params["tls_ca"],
+        params["tls_cert"],
+        params["tls_key"],
+        params["tls_server_name"],
+        any_name=params["tls_any_name"],
+    )
+    address = parse_source(params["url"]).with_tls(tls).with_password(password)
+    address = options.with_sentinel_login(
+        address, params["sentinel_user"], params["sentinel_password_file"]
+    )
+    replica = None
+    if params["snapshot_from"] is not None:
+        replica = _replica(params["snapshot_from"], address).with_password(password)
+    return RecordOptions(
+        address,
+        params["repo"],
+        params["source"],
+        params["spool"],
+        params["ack"],
+        limits,
+        params["full_resyncs_per_hour"],
+        options.parse_duration(params["stop_timeout"]),
+        params["until_offset"],
+        params["adopt"],
+        most,
+        params["prefer"],
+        replica,
+        params["snapshot_file"],
+        None if params["announce"] is None else _announced(params["announce"]),
+    )
+
+
+async def _show(lookout: Lookout, console: Console) -> None:
     """Keep a line about the recording at the bottom of a terminal."""
     received: list[int] = []
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
-            if agent.is_ready:
-                received = [*received[-_AVERAGED:], agent.recorder.received]
-                rate = max(0, received[-1] - received[0]) / _REFRESH
-                rate /= max(1, len(received) - 1)
-                line = Text(status_line(agent, rate), overflow="ellipsis", no_wrap=True)
-                live.update(line, refresh=True)
+            now = lookout.statuses()
+            total = sum(one.received_offset or 0 for one in now)
+            received = [*received[-_AVERAGED:], total]
+            rate = max(0, received[-1] - received[0]) / _REFRESH
+            rate /= max(1, len(received) - 1)
+            line = status_line(now[0], rate) if len(now) == 1 else summary(now)
+            live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
             await trio.sleep(_REFRESH)
-
-
-def status_line(agent: Agent, rate: float) -> str:
-    """Return what an agent does now in a line; rate is in bytes a second."""
-    session, recorder = agent.session, agent.recorder
-    if agent.trouble is not None or session is None:
-        return f"waiting: {agent.trouble or 'connecting'}"
-    progress = session.progress
-    if progress.phase == "snapshot":
-        length = progress.snapshot_length
-        of = "" if length is None else f" of {output.format_bytes(length)}"
-        return f"snapshot: {output.format_bytes(progress.snapshot_bytes)}{of}"
-    lag, stored = recorder.received - recorder.durable, agent.stored
-    behind = "nothing"
-    if stored is not None:
-        behind = output.format_bytes(max(0, recorder.received - stored))
-    phase: str = progress.phase
-    seeder = agent.linker.seeder
-    if seeder is not None and not agent.linker.commits.is_rooted:
-        got = output.format_bytes(seeder.received)
-        phase = f"snapshot from {seeder.origin.name}: {got}"
-    return (
-        f"{phase}: offset {recorder.received}, "
-        f"{output.format_bytes(rate)}/s, {output.format_bytes(lag)} not synced, "
-        f"{behind} {'not stored' if stored is not None else 'stored yet'}"
-    )

@@ -14,6 +14,7 @@ import trio
 import typer
 
 from kvtape.cli import options, output
+from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
 from kvtape.errors import UsageError, VerificationError
 from kvtape.restore.data_dir import (
@@ -162,7 +163,7 @@ def restore(
             "--dry-run to see what would be done"
         )
     console = output.stderr_console()
-    output.set_up_logging(console, verbose=verbose)
+    set_up_logging(console, verbose=verbose)
     with output.bars(console) as watch:
         job = open_job(repo, source, request.point, watch)
         for note in job.notes:

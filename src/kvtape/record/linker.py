@@ -55,8 +55,8 @@ _ASK_AGAIN = 10.0
 class Linker:
     """Records over one link after another, until it is cancelled.
 
-    session is the link that stands, or stood last, peer the address it leads to;
-    trouble says why none stands now.
+    session is the link that stands, or stood last, peer the address it leads to, url
+    where the server was found last; trouble says why none stands now.
     """
 
     options: RecordOptions
@@ -74,6 +74,7 @@ class Linker:
     seeder: Seeder | None = None
     session: Session | None = None
     peer: tuple[str, int] | None = None
+    url: ServerUrl | None = None
     trouble: str | None = None
     breaks: Breaks = field(default_factory=Breaks)
     _room: Room = field(init=False)
@@ -136,7 +137,7 @@ class Linker:
         self.breaks.begin()
         await self._wait_for_room()
         self.session = None
-        url = await self.finder.find()
+        url = self.url = await self.finder.find()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.finder.watch, url)
             await self._link_to(url)

@@ -68,7 +68,6 @@ class Recorder:
 
     heard is when the newest byte of the stream was received, and unsealed when the
     first write of the open segment was, which holds none if it is None (ms).
-    open_bytes is the size of that segment's file.
     """
 
     def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
@@ -78,7 +77,6 @@ class Recorder:
         self.lost_because: str | None = None
         self.heard = 0
         self.unsealed: int | None = None
-        self.open_bytes = 0
         self.asked = Signal()
         self.ack_due = Signal()
         self.written = Signal()
@@ -369,7 +367,6 @@ class Recorder:
         if self._is_synced:
             self.durable = self._end.boundary
         self._seal_if_due(now, must_seal)
-        self.open_bytes = 0 if spool.segment is None else spool.segment.size
 
     def _append(self, stretch: Stretch, now: float) -> None:
         spool, end = self._spool, self._end

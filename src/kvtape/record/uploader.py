@@ -12,6 +12,8 @@ that can be restored, up to its end.
 
 from __future__ import annotations
 
+import logging
+
 import trio
 from msgspec import structs
 
@@ -34,6 +36,8 @@ from kvtape.tape.names import (
     SnapshotName,
     parse,
 )
+
+_log = logging.getLogger(__name__)
 
 # How long to wait where waiting alone does not help: the bucket may be created, the
 # permission granted.

@@ -172,11 +172,11 @@ async def ask_with_limits(client: Client) -> ServerInfo:
     return ServerInfo({**info.fields, **known})
 
 
-async def ask_info(client: Client) -> ServerInfo:
+async def ask_info(client: Client, section: str = "everything") -> ServerInfo:
     """Ask for INFO alone, which answers no error that it would then count."""
     fields: dict[str, str] = {}
     try:
-        reply = await client.call("INFO", "everything")
+        reply = await client.call("INFO", section)
     except ReplyError:
         reply = b""
     if isinstance(reply, bytes):
@@ -227,3 +227,10 @@ async def ask_setting(client: Client, name: str) -> str | None:
             return value.decode("utf-8", "replace")
         case _:
             return None
+
+
+def server_name(server: Server) -> str | None:
+    """Return a server's family and version, such as Redis 7.0.15."""
+    if server.family is None or server.version is None:
+        return None
+    return f"{server.family.capitalize()} {server.version}"

@@ -1,0 +1,1 @@
+"""Being seen: what a recording does, for people, scripts and monitoring."""

@@ -1,0 +1,65 @@
+"""Recordings that are watched, and statuses that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from kvtape.record.options import RecordOptions
+from kvtape.record.recorder import Limits
+from kvtape.server.url import ServerUrl
+from kvtape.watch.lookout import Lookout
+from kvtape.watch.status import Status
+from servers import Server
+
+
+def options_for(server: Server, folder: Path) -> RecordOptions:
+    return RecordOptions(
+        ServerUrl("127.0.0.1", server.port),
+        str(folder / "repo"),
+        "shop",
+        folder / "spool",
+        limits=Limits(flush_interval=0.01, upload_interval=0.05),
+        full_resyncs_per_hour=1,
+    )
+
+
+@asynccontextmanager
+async def watched(options: RecordOptions) -> AsyncIterator[Lookout]:
+    """Record, and be watched, until this is left."""
+    lookout = Lookout([options])
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lookout.fleet.run)
+            yield lookout
+            lookout.fleet.stop()
+
+
+async def until(lookout: Lookout, condition: Callable[[Status], bool]) -> Status:
+    """Wait for a status of the only source."""
+    while not condition(status := lookout.statuses()[0]):  # noqa: ASYNC110
+        await trio.sleep(0.002)
+    return status
+
+
+def is_stored(status: Status) -> bool:
+    received = status.received_offset
+    return received is not None and status.stored_offset == received > 0
+
+
+def made_up(**fields: object) -> Status:
+    return Status(
+        **{  # type: ignore[arg-type]
+            "source": "shop",
+            "address": "127.0.0.1:6379",
+            "phase": "streaming",
+            "phase_since": "2026-05-01T03:00:00.000Z",
+            "is_recording": True,
+            "problems": (),
+            "lag_seconds": 1.5,
+            **fields,
+        }
+    )
