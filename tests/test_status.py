@@ -18,6 +18,7 @@ import trio
 
 from kvtape.cli import status as status_verb
 from kvtape.errors import CheckError
+from kvtape.record import uploader
 from kvtape.record.events import (
     FullResyncBegun,
     FullResyncComplete,
@@ -98,8 +99,12 @@ async def test_a_gap_is_open_from_the_loss_of_the_position_to_the_next_snapshot(
 
 @pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-8.1"], indirect=True)
 async def test_what_is_not_stored_is_at_risk_and_says_why(
-    tmp_path: Path, server_name: str, start_server: StartServer
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server_name: str,
+    start_server: StartServer,
 ) -> None:
+    monkeypatch.setattr(uploader, "_BY_HAND", 0.01)
     server = start_server(server_name)
     async with watched(options_for(server, tmp_path)) as lookout:
         await until(lookout, lambda one: one.stored_offset is not None)
@@ -355,10 +360,11 @@ def test_a_journal_counts_what_is_told() -> None:
     journal.note(FullResyncComplete("b" * 40, 1, 100, 50, 0.5, 3000))
     after = status_of(journal, None)
     assert (after.open_gap, after.history_reason) == (None, "full-resync")
-    journal.note(UploadsFail("TimeoutError", "cannot write"))
-    journal.note(UploadsFail("TimeoutError", "cannot write", is_repeated=True))
+    journal.note(UploadsFail("cannot write", is_passing=True))
+    journal.note(UploadsFail("cannot write", is_passing=True, is_repeated=True))
+    journal.note(UploadsFail("no such bucket", is_passing=False))
     assert journal.full_resyncs == {"first": 1, "history": 1}
-    assert journal.upload_errors == {"TimeoutError": 2}
+    assert journal.upload_errors == {"passing": 2, "lasting": 1}
     status = status_of(journal, None)
     assert (status.gaps_total, status.gaps[0].reason) == (1, "it was restarted")
     assert status.phase == "starting"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvtape.cli import options, output
+from kvtape.cli.config import source_tables
 from kvtape.errors import CheckError, Error, UsageError
 from kvtape.record.agent import default_spools, repository_mark
 from kvtape.storage.store import open_store
@@ -25,6 +26,7 @@ _LABEL = 13
 
 
 def status(
+    context: typer.Context,
     repo: Annotated[
         str | None,
         typer.Option(
@@ -76,15 +78,25 @@ def status(
     limit = None if max_lag is None else options.parse_duration(max_lag)
     if watch and limit is not None:
         raise UsageError("give only one of --watch and --max-lag")
+    own = [
+        Path(str(table.values["spool"]))
+        for table in source_tables(context)
+        if "spool" in table.values
+    ]
+
+    def ask() -> list[Status]:
+        return _ask(_spools(repo, source, spool, own), source)
+
     if watch:
-        _watch(repo, source, spool, json=json)
-    found = _ask(_spools(repo, source, spool), source)
+        _watch(ask, json=json)
+    found = ask()
     if json:
         for one in found:
             output.print_json(one)
     else:
         for line in text(found):
-            output.print_line(line)
+            is_alarm = line.endswith("(RED)") or line.startswith("  problem")
+            output.print_line(output.alarmed(line) if is_alarm else line)
     if limit is not None:
         _require(found, limit)
 
@@ -96,14 +108,23 @@ def _require(found: Sequence[Status], limit: float) -> None:
             raise CheckError(f"source {one.source}: {'; '.join(reasons)}")
 
 
-def _spools(repo: str | None, source: str | None, spool: Path | None) -> list[Path]:
-    """Return the spools to ask: the one given, or those that have a socket."""
+def _spools(
+    repo: str | None, source: str | None, spool: Path | None, own: Sequence[Path]
+) -> list[Path]:
+    """Return the spools to ask: the ones named, else those that have a socket.
+
+    own are those of single sources of kvtape.toml; sources that share a spool have a
+    folder each in it.
+    """
     if spool is not None:
+        shared = sorted(path.parent for path in spool.glob(f"*/{NAME}"))
+        if own or (shared and not (spool / NAME).exists()):
+            return [*shared, *own]
         return [spool]
     name = "*" if source is None else source
     mark = "*" if repo is None else repository_mark(open_store(repo).url)
     sockets = default_spools().glob(f"{name}-{mark}/{NAME}")
-    return sorted(path.parent for path in sockets)
+    return sorted({*own, *(path.parent for path in sockets)})
 
 
 def _ask(spools: Sequence[Path], source: str | None) -> list[Status]:
@@ -127,15 +148,13 @@ def _ask(spools: Sequence[Path], source: str | None) -> list[Status]:
     return found
 
 
-def _watch(
-    repo: str | None, source: str | None, spool: Path | None, *, json: bool
-) -> None:
+def _watch(ask: Callable[[], list[Status]], *, json: bool) -> None:
     """Show it until Ctrl-C, also while no agent runs."""
     console = output.stdout_console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                found = _ask(_spools(repo, source, spool), source)
+                found = ask()
                 lines = list(text(found))
             except Error as error:
                 found, lines = [], [str(error)]

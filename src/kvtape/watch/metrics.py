@@ -127,7 +127,7 @@ _COUNTERS: tuple[tuple[str, str, str, Callable[[Status], dict[str, int]]], ...] 
         "kvtape_upload_errors",
         "Tries to store a file that failed.",
         "kind",
-        lambda status: status.upload_errors,
+        lambda status: {"passing": 0, "lasting": 0} | status.upload_errors,
     ),
 )
 
