@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +20,12 @@ import trio.testing
 from conftest import IN_CI
 from kvtape.errors import UsageError
 from kvtape.record.journal import UPLOAD_BOUNDS, Durations, Journal
-from kvtape.watch.lookout import readyz, summary
+from kvtape.watch.lookout import summary
 from kvtape.watch.metrics import Reading, exposition
+from kvtape.watch.pages import readyz, serve
 from kvtape.watch.status import status_of
 from kvtape.watch.web import Page, Pages, listen, serve_pages
+from replicas import wait_until
 from servers import FOLDER, StartServer
 from watching import is_stored, made_up, options_for, until, watched
 
@@ -117,10 +122,8 @@ async def test_the_metrics_of_a_recording_are_those_of_the_docs(
             await until(lookout, lambda one: one.stored_offset is not None)
             client.set("key", "value")
         status = await until(lookout, is_stored)
-        listeners = await listen("127.0.0.1:0")
-        port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lookout.serve, listeners, 60.0)
+            port: int = await nursery.start(serve, lookout, "127.0.0.1:0", 60.0)
             code, content = await get(port, "/metrics")
             ready = await get(port, "/readyz")
             health = await get(port, "/healthz")
@@ -233,3 +236,48 @@ def test_a_summary_names_what_waits() -> None:
         source="users", is_recording=False, phase="waiting", waiting_for="refused"
     )
     assert summary([made_up(), waits]) == "1 of 2 sources recording; users: refused"
+
+
+def test_only_who_serves_metrics_waits_for_their_libraries() -> None:
+    code = (
+        "import sys, kvtape.cli.app; "
+        "sys.exit({'prometheus_client', 'h11'} & set(sys.modules) != set())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server_name", ["redis-8.0"], indirect=True)
+def test_record_serves_what_it_is_told_to(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kvtape", "record", "--repo", "repo"),
+            *(f"redis://127.0.0.1:{server.port}", "--spool", "spool"),
+            *("--metrics", "0", "--ready-max-lag", "1h"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"/metrics on (http://127\.0\.0\.1:\d+)", line):
+                break
+        else:
+            pytest.fail("it ended without serving")
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"{found[1]}/readyz", timeout=5) as page:
+                    return bool(page.status == 200)
+            except urllib.error.HTTPError as error:
+                error.close()
+                return False
+
+        wait_until(is_ready)
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(20) == 0

@@ -31,7 +31,6 @@ from kvtape.server.url import (
 )
 from kvtape.watch.lookout import Lookout, summary
 from kvtape.watch.notify import find_notifier
-from kvtape.watch.web import listen
 
 _REFRESH = 0.25
 
@@ -206,8 +205,7 @@ def record(
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             if metrics is not None:
-                listeners = await listen(metrics)
-                nursery.start_soon(lookout.serve, listeners, most_at_risk)
+                await nursery.start(_serve, lookout, metrics, most_at_risk)
             if notifier is not None:
                 nursery.start_soon(lookout.notify, notifier)
             if console.is_terminal and log_format == "text":
@@ -221,6 +219,18 @@ def record(
         lookout.fleet.stop()
 
     run_until_signal(main, stop)
+
+
+async def _serve(
+    lookout: Lookout,
+    address: str,
+    most_at_risk: float,
+    task_status: trio.TaskStatus[int],
+) -> None:
+    """Serve the metrics; what that takes is imported by who wants it only."""
+    from kvtape.watch import pages
+
+    await pages.serve(lookout, address, most_at_risk, task_status=task_status)
 
 
 def _replica(text: str, server: Address) -> ServerUrl:
