@@ -224,3 +224,12 @@ def test_where_there_is_no_file_nothing_is_set(folder: Path) -> None:
     assert apply_config(context, None) is None
     Tape(folder / "repo").snapshot()
     assert kvtape("info", "--repo", "repo").status == 0
+
+
+def test_status_is_about_what_record_does(folder: Path) -> None:
+    (folder / "kvtape.toml").write_text(
+        '[record]\nspool = "of-record"\nsource = "shop"\nack = "hidden"\n'
+        '[status]\nsource = "own"\n'
+    )
+    found = parsed("status")
+    assert (found["spool"], found["source"]) == (Path("of-record"), "own")
