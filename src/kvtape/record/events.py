@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from kvtape.record.amounts import duration, size
+from kvtape.tape.documents import Manifest
 
 _log = logging.getLogger("kvtape.events")
 
@@ -125,6 +126,18 @@ class FullResyncComplete:
             f"the snapshot at {self.offset} is complete: {self.bytes} bytes, "
             f"{self.stored_bytes} compressed, in {self.seconds:.1f} s"
         )
+
+
+def complete(manifest: Manifest) -> FullResyncComplete:
+    """Return what to tell of a snapshot that is whole."""
+    return FullResyncComplete(
+        manifest.replid,
+        manifest.offset,
+        manifest.bytes,
+        manifest.stored_bytes,
+        max(0, manifest.completed - manifest.time) / 1000,
+        manifest.time,
+    )
 
 
 @dataclass(frozen=True, slots=True)

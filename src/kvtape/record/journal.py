@@ -153,7 +153,10 @@ class Journal:
             case FullResyncComplete():
                 self.open_gap = None
                 self.last_snapshot = event
-                self.history_reason = self._next_reason
+                # One that was begun elsewhere was not announced here.
+                self.history_reason = (
+                    self._next_reason or self.history_reason or "first"
+                )
             case GapFound():
                 self.gaps += 1
                 self.last_gaps = [*self.last_gaps, event][-_MOST_GAPS:]

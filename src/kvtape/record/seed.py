@@ -26,6 +26,7 @@ from kvtape.errors import ServerError, UsageError, cause_of
 from kvtape.record.backoff import Backoff
 from kvtape.record.clock import ReceiptClock
 from kvtape.record.commits import Commits
+from kvtape.record.events import complete, tell
 from kvtape.record.join import Delivery, JoinError, Wanted, require_info
 from kvtape.record.position import Position
 from kvtape.record.recorder import Recorder
@@ -277,10 +278,5 @@ class Seeder:
             async with self._committing:
                 self._require_joined(joinings)
                 await trio.to_thread.run_sync(self.commits.snapshot, manifest, None)
-            _log.info(
-                "the snapshot at %d is complete: %d bytes, %d compressed",
-                manifest.offset,
-                manifest.bytes,
-                manifest.stored_bytes,
-            )
+            tell(complete(manifest))
             self.queued.fire()

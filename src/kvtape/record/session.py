@@ -20,9 +20,9 @@ from kvtape.record.commits import Commits
 from kvtape.record.events import (
     FullReason,
     FullResyncBegun,
-    FullResyncComplete,
     Linked,
     PartialReason,
+    complete,
     tell,
 )
 from kvtape.record.pace import Pace
@@ -297,14 +297,5 @@ class Session:
             await trio.to_thread.run_sync(self.commits.snapshot, manifest, self._before)
             self._snapshot = None
             self.recorder.release()
-        tell(
-            FullResyncComplete(
-                manifest.replid,
-                manifest.offset,
-                manifest.bytes,
-                manifest.stored_bytes,
-                max(0, manifest.completed - manifest.time) / 1000,
-                manifest.time,
-            )
-        )
+        tell(complete(manifest))
         self.queued.fire()

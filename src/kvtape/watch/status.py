@@ -125,6 +125,8 @@ def status_of(
 ) -> Status:
     """Return what a source's recording does; trouble says why there is no agent."""
     now = int(clock() * 1000)
+    if trouble is None and agent is not None and not agent.is_ready:
+        trouble = agent.trouble
     known = {**_of_process(journal, now), **_of_journal(journal)}
     if agent is None or trouble is not None or not agent.is_ready:
         return Status(
