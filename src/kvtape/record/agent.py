@@ -8,9 +8,7 @@ where to go on is then read back from the spool, as at the start.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
-import os
 import re
 import time
 from pathlib import Path
@@ -46,6 +44,7 @@ from kvtape.record.seed import Seeder
 from kvtape.record.seed_file import FileOrigin
 from kvtape.record.seed_replica import ReplicaOrigin
 from kvtape.record.session import Session
+from kvtape.record.spool_place import default_spool
 from kvtape.record.stored import stored_before
 from kvtape.record.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
@@ -467,22 +466,6 @@ def _origin(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
     if options.snapshot_file is not None:
         return FileOrigin(options.snapshot_file)
     return None
-
-
-def default_spool(folder: SourceFolder) -> Path:
-    """Return where the spool of a source stands if nobody says: in the user's state."""
-    return default_spools() / f"{folder.name}-{repository_mark(folder.store.url)}"
-
-
-def default_spools() -> Path:
-    """Return the folder of the spools of which nobody says where they stand."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "kvtape"
-
-
-def repository_mark(url: str) -> str:
-    """Return what tells the spools of one repository from those of another."""
-    return hashlib.sha256(url.encode()).hexdigest()[:8]
 
 
 def _source_folder(
