@@ -330,7 +330,9 @@ def test_on_a_replica_nothing_of_this_matters(
         recording(replica, tmp_path) as taping,
     ):
         plain.ask("SET", "key", "value")
-        assert plain.ask("WAIT", 2, 100) == 1
+        # The replica has just come, and may take a moment.
+        assert plain.ask("WAIT", 1, 20_000) == 1
+        assert plain.ask("WAIT", 2, 50) == 1
         if server_name in WITH_WAITAOF:
             assert plain.ask("WAITAOF", 0, 1, 50) == [0, 0]
         wait_until_all_is_acknowledged(other)
