@@ -196,6 +196,16 @@ class Server:
         self._process.wait()
         self._process = None
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def wait_for_end(self) -> None:
+        """Wait until it has ended by itself."""
+        if self._process is not None:
+            self._process.wait(STOP_TIMEOUT)
+            self._process = None
+
     def restart(self) -> None:
         """Stop it and start it on the same port."""
         self.stop()

@@ -1,0 +1,195 @@
+"""What can happen beside a production server, one function to hurt and one to heal.
+
+A fault says how long it may last (s). Those that break what the agent cannot mend
+(a server that came back empty) cost a gap, and say so by `costs_gap`; after any other
+one the recording has to go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from scenes import SPOOL_SIZE, Scene
+from scribe import connect
+
+_BALLAST: Final = "ballast"
+_PAGE: Final = 4096
+_SLOW: Final = 20_000
+
+
+def _nothing(scene: Scene) -> None:
+    del scene
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault by name. hurt() begins it and heal() ends it."""
+
+    name: str
+    hurt: Callable[[Scene], None]
+    heal: Callable[[Scene], None] = _nothing
+    lasts: tuple[float, float] = (0.2, 4.0)
+    costs_gap: bool = False
+
+
+def faults_of(scene: Scene) -> list[Fault]:
+    """Return what can happen in a scene."""
+    found = [*_AGENT, *_LINK, *_SERVER, _STORE_GONE]
+    if scene.spool_disk is not None:
+        found.append(_DISK_FULL)
+    if scene.store.process is not None:
+        found += _S3
+    return found
+
+
+def _signal_server(number: signal.Signals) -> Callable[[Scene], None]:
+    return lambda scene: scene.primary.signal(number)
+
+
+def _ask(scene: Scene, *words: str) -> None:
+    with connect(scene.primary.port) as plain:
+        plain.ask(*words)
+
+
+def _stop_agent(scene: Scene) -> None:
+    scene.agent.signal(signal.SIGSTOP)
+
+
+def _continue_agent(scene: Scene) -> None:
+    scene.agent.signal(signal.SIGCONT)
+
+
+def _lose_backlog(scene: Scene) -> None:
+    """Keep the agent away until the backlog has passed it."""
+    scene.link.go()
+    _ask(scene, "CONFIG", "SET", "repl-backlog-size", "16kb")
+
+
+def _find_backlog_lost(scene: Scene) -> None:
+    _ask(scene, "CONFIG", "SET", "repl-backlog-size", "16mb")
+    scene.link.come_back()
+
+
+def _save_and_restart(scene: Scene) -> None:
+    """Restart the server with its data, as an upgrade does."""
+    with connect(scene.primary.port) as plain:
+        plain.send(("SHUTDOWN", "SAVE"))
+        scene.primary.wait_for_end()
+    scene.primary.start()
+
+
+def _fill_disk(scene: Scene) -> None:
+    assert scene.spool_disk is not None
+    # Unbuffered, or closing it would try once more.
+    with (scene.spool_disk / _BALLAST).open("wb", buffering=0) as ballast:
+        try:
+            for _ in range(SPOOL_SIZE // _PAGE + 1):
+                ballast.write(bytes(_PAGE))
+        except OSError:
+            return  # which is what it is for
+
+
+def _empty_disk(scene: Scene) -> None:
+    assert scene.spool_disk is not None
+    (scene.spool_disk / _BALLAST).unlink()
+
+
+def _slow_store(scene: Scene) -> None:
+    assert scene.store.link is not None
+    scene.store.link.slow_down(_SLOW)
+
+
+def _signal_store(number: signal.Signals) -> Callable[[Scene], None]:
+    def send(scene: Scene) -> None:
+        assert scene.store.process is not None
+        scene.store.process.send_signal(number)
+
+    return send
+
+
+def _cut_store(scene: Scene) -> None:
+    assert scene.store.link is not None
+    scene.store.link.cut()
+
+
+_AGENT: Final = (
+    Fault(
+        "agent killed",
+        lambda scene: scene.agent.kill(),
+        lambda scene: scene.agent.start(),
+    ),
+    Fault(
+        "agent restarted",
+        lambda scene: scene.agent.stop(),
+        lambda scene: scene.agent.start(),
+        (0.0, 1.0),
+    ),
+    Fault("agent stopped", _stop_agent, _continue_agent),
+    Fault("clock set back", lambda scene: scene.skew_clock(-600)),
+    Fault("clock set ahead", lambda scene: scene.skew_clock(90)),
+)
+
+_LINK: Final = (
+    Fault("link cut", lambda scene: scene.link.cut()),
+    Fault(
+        "link refused", lambda scene: scene.link.go(), lambda scene: scene.link.heal()
+    ),
+    Fault(
+        "link half open",
+        lambda scene: scene.link.stop(),
+        lambda scene: scene.link.heal(),
+        (1.0, 15.0),
+    ),
+    Fault(
+        "link slow",
+        lambda scene: scene.link.slow_down(_SLOW),
+        lambda scene: scene.link.heal(),
+    ),
+    Fault(
+        "CLIENT KILL", lambda scene: _ask(scene, "CLIENT", "KILL", "TYPE", "replica")
+    ),
+    Fault(
+        "backlog too short",
+        _lose_backlog,
+        _find_backlog_lost,
+        (1.0, 2.0),
+        costs_gap=True,
+    ),
+)
+
+_SERVER: Final = (
+    Fault(
+        "server killed, comes back empty",
+        lambda scene: scene.primary.kill(),
+        lambda scene: scene.primary.start(),
+        (0.2, 2.0),
+        costs_gap=True,
+    ),
+    Fault("server restarted with its data", _save_and_restart, costs_gap=True),
+    Fault(
+        "server stopped", _signal_server(signal.SIGSTOP), _signal_server(signal.SIGCONT)
+    ),
+)
+
+_STORE_GONE: Final = Fault(
+    "store gone",
+    lambda scene: scene.store.fail(),
+    lambda scene: scene.store.heal(),
+    (1.0, 8.0),
+)
+
+_S3: Final = (
+    Fault(
+        "store hangs",
+        _signal_store(signal.SIGSTOP),
+        _signal_store(signal.SIGCONT),
+        (1.0, 8.0),
+    ),
+    Fault("store slow", _slow_store, lambda scene: scene.store.heal(), (2.0, 8.0)),
+    Fault("store's links cut", _cut_store),
+)
+
+_DISK_FULL: Final = Fault("spool's disk full", _fill_disk, _empty_disk, (1.0, 4.0))
