@@ -8,12 +8,15 @@ one the recording has to go on as if nothing had happened.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from scenes import SPOOL_SIZE, Scene
 from scribe import connect
+from sentinels import DOWN_AFTER_MS, Deployment
+from switch import Switch
 
 _BALLAST: Final = "ballast"
 _PAGE: Final = 4096
@@ -37,12 +40,33 @@ class Fault:
 
 def faults_of(scene: Scene) -> list[Fault]:
     """Return what can happen in a scene."""
-    found = [*_AGENT, *_LINK, *_SERVER, _STORE_GONE]
+    found = [*_AGENT, *_SERVER, _STORE_GONE]
+    found += _LINK if scene.link is not None else _SENTINEL
     if scene.spool_disk is not None:
         found.append(_DISK_FULL)
     if scene.store.process is not None:
         found += _S3
     return found
+
+
+def _link(scene: Scene) -> Switch:
+    assert scene.link is not None
+    return scene.link
+
+
+def _open_link(scene: Scene) -> None:
+    _link(scene).heal()
+    _link(scene).turn_to(scene.servers[0].port)
+
+
+def _deployment(scene: Scene) -> Deployment:
+    assert scene.deployment is not None
+    return scene.deployment
+
+
+def _store_link(scene: Scene) -> Switch:
+    assert scene.store.link is not None
+    return scene.store.link
 
 
 def _signal_server(number: signal.Signals) -> Callable[[Scene], None]:
@@ -64,13 +88,13 @@ def _continue_agent(scene: Scene) -> None:
 
 def _lose_backlog(scene: Scene) -> None:
     """Keep the agent away until the backlog has passed it."""
-    scene.link.go()
+    _link(scene).turn_to(None)
     _ask(scene, "CONFIG", "SET", "repl-backlog-size", "16kb")
 
 
 def _find_backlog_lost(scene: Scene) -> None:
     _ask(scene, "CONFIG", "SET", "repl-backlog-size", "16mb")
-    scene.link.come_back()
+    _open_link(scene)
 
 
 def _save_and_restart(scene: Scene) -> None:
@@ -97,11 +121,6 @@ def _empty_disk(scene: Scene) -> None:
     (scene.spool_disk / _BALLAST).unlink()
 
 
-def _slow_store(scene: Scene) -> None:
-    assert scene.store.link is not None
-    scene.store.link.slow_down(_SLOW)
-
-
 def _signal_store(number: signal.Signals) -> Callable[[Scene], None]:
     def send(scene: Scene) -> None:
         assert scene.store.process is not None
@@ -110,9 +129,43 @@ def _signal_store(number: signal.Signals) -> Callable[[Scene], None]:
     return send
 
 
-def _cut_store(scene: Scene) -> None:
-    assert scene.store.link is not None
-    scene.store.link.cut()
+def _kill_primary(scene: Scene) -> None:
+    """Kill the primary; it comes back empty when another one has its place."""
+    victim = scene.primary
+    victim.kill()
+    _deployment(scene).wait_for_failover(victim)
+    victim.start()
+
+
+def _fail_over_to_one_behind(scene: Scene) -> None:
+    """Have the primary die when the replicas lack what the recorder has."""
+    deployment, victim = _deployment(scene), scene.primary
+    replicas = [server for server in deployment.servers if server is not victim]
+    for replica in replicas:
+        replica.signal(signal.SIGSTOP)
+    # Less than what Sentinels take for death, and enough for some hundred writes.
+    time.sleep(DOWN_AFTER_MS / 2000)
+    victim.kill()
+    for replica in replicas:
+        replica.signal(signal.SIGCONT)
+    deployment.wait_for_failover(victim)
+    victim.start()
+
+
+def _hang_primary(scene: Scene) -> None:
+    """Stop the primary until it is taken for dead, and let it go on as if it were."""
+    victim = scene.primary
+    victim.signal(signal.SIGSTOP)
+    _deployment(scene).wait_for_failover(victim)
+    victim.signal(signal.SIGCONT)
+
+
+def _kill_sentinel(scene: Scene) -> None:
+    _deployment(scene).sentinels[0].kill()
+
+
+def _start_sentinel(scene: Scene) -> None:
+    _deployment(scene).sentinels[0].start()
 
 
 _AGENT: Final = (
@@ -133,24 +186,10 @@ _AGENT: Final = (
 )
 
 _LINK: Final = (
-    Fault("link cut", lambda scene: scene.link.cut()),
-    Fault(
-        "link refused", lambda scene: scene.link.go(), lambda scene: scene.link.heal()
-    ),
-    Fault(
-        "link half open",
-        lambda scene: scene.link.stop(),
-        lambda scene: scene.link.heal(),
-        (1.0, 15.0),
-    ),
-    Fault(
-        "link slow",
-        lambda scene: scene.link.slow_down(_SLOW),
-        lambda scene: scene.link.heal(),
-    ),
-    Fault(
-        "CLIENT KILL", lambda scene: _ask(scene, "CLIENT", "KILL", "TYPE", "replica")
-    ),
+    Fault("link cut", lambda scene: _link(scene).cut()),
+    Fault("link refused", lambda scene: _link(scene).turn_to(None), _open_link),
+    Fault("link half open", lambda scene: _link(scene).stop(), _open_link, (1.0, 15.0)),
+    Fault("link slow", lambda scene: _link(scene).slow_down(_SLOW), _open_link),
     Fault(
         "backlog too short",
         _lose_backlog,
@@ -158,9 +197,6 @@ _LINK: Final = (
         (1.0, 2.0),
         costs_gap=True,
     ),
-)
-
-_SERVER: Final = (
     Fault(
         "server killed, comes back empty",
         lambda scene: scene.primary.kill(),
@@ -171,6 +207,25 @@ _SERVER: Final = (
     Fault("server restarted with its data", _save_and_restart, costs_gap=True),
     Fault(
         "server stopped", _signal_server(signal.SIGSTOP), _signal_server(signal.SIGCONT)
+    ),
+)
+
+_SENTINEL: Final = (
+    Fault("SENTINEL FAILOVER", lambda scene: _deployment(scene).fail_over()),
+    Fault("primary killed", _kill_primary),
+    Fault("primary killed, replicas behind", _fail_over_to_one_behind),
+    Fault("primary taken for dead", _hang_primary),
+    Fault("Sentinel killed", _kill_sentinel, _start_sentinel),
+    Fault(
+        "Sentinel hangs",
+        lambda scene: _deployment(scene).sentinels[0].pause(),
+        lambda scene: _deployment(scene).sentinels[0].resume(),
+    ),
+)
+
+_SERVER: Final = (
+    Fault(
+        "CLIENT KILL", lambda scene: _ask(scene, "CLIENT", "KILL", "TYPE", "replica")
     ),
 )
 
@@ -188,8 +243,13 @@ _S3: Final = (
         _signal_store(signal.SIGCONT),
         (1.0, 8.0),
     ),
-    Fault("store slow", _slow_store, lambda scene: scene.store.heal(), (2.0, 8.0)),
-    Fault("store's links cut", _cut_store),
+    Fault(
+        "store slow",
+        lambda scene: _store_link(scene).slow_down(_SLOW),
+        lambda scene: _store_link(scene).heal(),
+        (2.0, 8.0),
+    ),
+    Fault("store's links cut", lambda scene: _store_link(scene).cut()),
 )
 
 _DISK_FULL: Final = Fault("spool's disk full", _fill_disk, _empty_disk, (1.0, 4.0))

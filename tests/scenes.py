@@ -13,20 +13,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.request import Request, urlopen
 
 import fsspec
+import redis
 
 from ledger import Ledger
-from proxies import Proxy
 from scribe import Scribe
+from sentinels import NAME, Deployment, deployed
 from servers import Server
 from small_disk import mounted_disk
+from switch import Switch
 
 Topology: TypeAlias = Literal["single", "sentinel"]
 StoreKind: TypeAlias = Literal["folder", "s3"]
@@ -129,26 +133,43 @@ class Agent:
 
 
 @dataclass(slots=True)
+class Store:
+    """Where the repository is, and the ways it can be gone."""
+
+    url: str
+    environment: dict[str, str]
+    fail: Callable[[], None]
+    heal: Callable[[], None]
+    link: Switch | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass(slots=True)
 class Scene:
-    """Everything that runs, and what a soak does with it."""
+    """Everything that runs, and what a soak does with it.
+
+    Where there are Sentinels, agent and writer ask them for the primary; where there is
+    but one server, the agent reaches it over link.
+    """
 
     setting: Setting
-    folder: Path
-    repository: str
     servers: list[Server]
     agent: Agent
     scribe: Scribe
     ledger: Ledger
-    link: Proxy  # between the agent and the server
     store: Store
     clock: Path  # by how many seconds the agent's clock is wrong
     spool_disk: Path | None  # None where no small one could be mounted
     restored: Server  # what is restored into, of the same release
+    link: Switch | None = None
+    deployment: Deployment | None = None
 
     @property
     def primary(self) -> Server:
-        """The server that is written to."""
-        return self.servers[0]
+        """The server that is written to, as far as anybody knows."""
+        if self.deployment is None:
+            return self.servers[0]
+        return self.deployment.by_port(named_by(self.deployment))
 
     def skew_clock(self, seconds: float) -> None:
         """Set the agent's wall clock that far off."""
@@ -157,16 +178,19 @@ class Scene:
         replacement.rename(self.clock)
 
 
-@dataclass(slots=True)
-class Store:
-    """Where the repository is, and the ways it can be gone."""
-
-    url: str
-    environment: dict[str, str]
-    fail: Callable[[], None]
-    heal: Callable[[], None]
-    link: Proxy | None = None
-    process: subprocess.Popen[bytes] | None = None
+def named_by(deployment: Deployment) -> int:
+    """Return the port of the primary that most Sentinels name which answer at once."""
+    votes: Counter[int] = Counter()
+    for sentinel in deployment.sentinels:
+        with suppress(redis.RedisError, OSError):
+            client = redis.Redis(port=sentinel.port, socket_timeout=0.5)
+            with client:
+                address = client.sentinel_get_master_addr_by_name(NAME)
+                assert isinstance(address, tuple)
+                votes[address[1]] += 1
+    if not votes:
+        raise ConnectionError("no Sentinel answers")
+    return votes.most_common(1)[0][0]
 
 
 @contextmanager
@@ -200,7 +224,7 @@ def s3_store(folder: Path) -> Iterator[Store]:
         )
     try:
         _wait_for_port(port, process)
-        with Proxy(port) as link:
+        with Switch(port) as link:
             environment = {
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{link.port}",
                 "AWS_ACCESS_KEY_ID": "soak",
@@ -212,7 +236,12 @@ def s3_store(folder: Path) -> Iterator[Store]:
             fsspec.get_filesystem_class("s3").clear_instance_cache()
             _create_bucket(port)
             yield Store(
-                f"s3://{BUCKET}/tape", environment, link.go, link.heal, link, process
+                f"s3://{BUCKET}/tape",
+                environment,
+                lambda: link.turn_to(None),
+                lambda: link.turn_to(port),
+                link,
+                process,
             )
     finally:
         with suppress(ProcessLookupError):
@@ -249,38 +278,45 @@ def scene(setting: Setting, folder: Path) -> Iterator[Scene]:
     folder.mkdir(parents=True)
     clock = folder / "clock"
     clock.write_text("0")
-    spool = folder / "spool"
-    make_store = s3_store if setting.store == "s3" else folder_store
     with ExitStack() as stack:
-        store = stack.enter_context(make_store(folder))
-        has_disk = stack.enter_context(mounted_disk(spool, SPOOL_SIZE))
-        server = stack.enter_context(Server(setting.server_name, _CONFIG))
+        store = stack.enter_context(
+            s3_store(folder) if setting.store == "s3" else folder_store(folder)
+        )
+        disk = folder / "spool"
+        has_disk = stack.enter_context(mounted_disk(disk, SPOOL_SIZE))
         restored = stack.enter_context(Server(setting.server_name))
-        link = stack.enter_context(Proxy(server.port))
-        ledger = Ledger(setting.seed)
+        link = deployment = None
+        if setting.topology == "sentinel":
+            deployment = stack.enter_context(
+                deployed(setting.server_name, more=_CONFIG)
+            )
+            servers, url = deployment.servers, deployment.text()
+            where = partial(named_by, deployment)
+        else:
+            server = stack.enter_context(Server(setting.server_name, _CONFIG))
+            link = stack.enter_context(Switch(server.port))
+            servers, url = [server], f"redis://127.0.0.1:{link.port}"
+            where = partial(getattr, server, "port")
         agent = Agent(
-            _command(setting, f"redis://127.0.0.1:{link.port}", store.url, spool),
-            folder,
-            _environment(store, clock),
+            _command(setting, url, store.url, disk), folder, _environment(store, clock)
         )
         stack.callback(agent.kill)
-        scribe = stack.enter_context(
-            Scribe(ledger, lambda: server.port, asks_promises=setting.knows_waitaof)
-        )
+        ledger = Ledger(setting.seed)
+        scribe = Scribe(ledger, where, asks_promises=setting.knows_waitaof)
+        stack.enter_context(scribe)
         agent.start()
         yield Scene(
             setting,
-            folder,
-            store.url,
-            [server],
+            servers,
             agent,
             scribe,
             ledger,
-            link,
             store,
             clock,
-            spool if has_disk else None,
+            disk if has_disk else None,
             restored,
+            link,
+            deployment,
         )
 
 

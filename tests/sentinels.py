@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +105,21 @@ class Sentinel:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    def close(self) -> None:
-        """Kill it, and remove its folder."""
+    def kill(self) -> None:
+        """SIGKILL, as in a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def start(self) -> None:
+        """Start it again after kill(), with what it has written down."""
+        if not self._is_up():
+            raise ServerError(f"the port {self.port} is taken")
+
+    def close(self) -> None:
+        """Kill it, and remove its folder."""
+        self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -124,25 +133,25 @@ class Sentinel:
             self.port = random.choice(PORTS)
             file = self._folder / "sentinel.conf"
             file.write_text("\n".join([f"port {self.port}", *lines, ""]))
-            log = self._folder / f"{self.port}.log"
-            with log.open("wb") as output:
-                self._process = subprocess.Popen(
-                    [self._program, file, "--sentinel"],
-                    cwd=self._folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            if self._is_up(log):
+            if self._is_up():
                 return
-            self._process.wait()
+            self._process = None
         raise ServerError(f"no free port for a Sentinel in {PORT_TRIES} tries")
 
-    def _is_up(self, log: Path) -> bool:
+    def _is_up(self) -> bool:
+        """Start it; False if its port is taken."""
+        log = self._folder / f"{self.port}.log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [self._program, self._folder / "sentinel.conf", "--sentinel"],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
-            assert self._process is not None
             text = log.read_text(errors="replace")
             if self._process.poll() is not None:
                 if "Address already in use" in text:
@@ -221,12 +230,17 @@ def deployed(
     replicas: int = 2,
     password: str | None = None,
     sentinel_password: str | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
-    """Start a primary with replicas and three Sentinels that know all of them."""
+    """Start a primary with replicas and three Sentinels that know all of them.
+
+    more are further options of the servers.
+    """
     config = {} if password is None else {"requirepass": password}
     config |= {} if password is None else {"masterauth": password}
     # So that a failover is not the end of what a replica can continue.
     config |= {"repl-backlog-size": "32mb", "repl-diskless-sync-delay": "0"}
+    config |= more or {}
     servers: list[Server] = []
     sentinels: list[Sentinel] = []
     try:

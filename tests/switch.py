@@ -1,20 +1,25 @@
-"""An address that servers change behind: a TCP relay that can be cut and redirected.
+"""An address that servers change behind, over a network that can be as bad as wanted.
 
 It hides from a recorder which server it talks to, as a virtual IP or a proxy in front
 of a failover does, and takes a replica's link to its primary away for certain: what is
-written then does not even wait for it in the kernel.
+written then does not even wait for it in the kernel. A switch that is stopped keeps its
+links and says nothing, like a host that lost its power.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 # No link waits for it: it only bounds how long a thread outlives a test that broke.
 _PATIENCE = 60.0
+
+_PIECE = 16 * 1024
+_POLL = 0.02
 
 
 class Switch:
@@ -24,6 +29,8 @@ class Switch:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._target = target
+        self._is_stopped = False
+        self._bytes_per_second: int | None = None
         self._lock = threading.Lock()
         self._links: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -37,8 +44,26 @@ class Switch:
                 _shut(link)
             self._links.clear()
 
+    def cut(self) -> None:
+        """Cut all links; new ones are welcome."""
+        self.turn_to(self._target)
+
+    def stop(self) -> None:
+        """Pass nothing on, and cut nothing, until heal()."""
+        self._is_stopped = True
+
+    def slow_down(self, bytes_per_second: int) -> None:
+        """Pass on no more than this over each link each way, until heal()."""
+        self._bytes_per_second = bytes_per_second
+
+    def heal(self) -> None:
+        """Pass everything on at once."""
+        self._is_stopped = False
+        self._bytes_per_second = None
+
     def close(self) -> None:
         """Cut all links and go away."""
+        self.heal()
         self.turn_to(None)
         _shut(self._listener)
         for thread in self._threads:
@@ -74,19 +99,24 @@ class Switch:
             return
         self._links += [link, server]
         for source, sink in ((link, server), (server, link)):
-            thread = threading.Thread(target=_relay, args=(source, sink), daemon=True)
+            thread = threading.Thread(
+                target=self._relay, args=(source, sink), daemon=True
+            )
             self._threads.append(thread)
             thread.start()
 
-
-def _relay(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    # Whichever end hung up: the other one learns of it.
-    _shut(source)
-    _shut(sink)
-    source.close()
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(_PIECE):
+                while self._is_stopped:
+                    time.sleep(_POLL)
+                sink.sendall(data)
+                if self._bytes_per_second:
+                    time.sleep(len(data) / self._bytes_per_second)
+        # Whichever end hung up: the other one learns of it.
+        _shut(source)
+        _shut(sink)
+        source.close()
 
 
 def _shut(link: socket.socket) -> None:
