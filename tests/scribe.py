@@ -45,16 +45,12 @@ class WrongReplyError(AssertionError):
 
 
 class Scribe:
-    """Writes entries until it is left; where() tells the port of the primary now.
-
-    number is the last entry that was written for certain.
-    """
+    """Writes entries until it is left; where() tells the port of the primary now."""
 
     def __init__(
         self, ledger: Ledger, where: Callable[[], int], *, asks_promises: bool
     ) -> None:
         self.ledger = ledger
-        self.number = 0
         self.promises: list[Promise] = []
         self.error: BaseException | None = None
         self._where = where
@@ -112,7 +108,6 @@ class Scribe:
         promised = time.monotonic()
         while not self._is_ending.is_set():
             if not self._may_write.is_set():
-                self.number = number
                 self._is_idle.set()
                 self._may_write.wait()
             batch = self._begin(number)
@@ -120,7 +115,6 @@ class Scribe:
             if not _are_written(replies):
                 return
             number = batch[-1].number
-            self.number = number
             is_due = time.monotonic() - promised > _BETWEEN_PROMISES
             if self._asks_promises and is_due:
                 self._ask_promise(plain, number)
