@@ -194,7 +194,8 @@ _LINK: Final = (
         "backlog too short",
         _lose_backlog,
         _find_backlog_lost,
-        (1.0, 2.0),
+        # The writer writes for a second, and then asks for a promise in vain.
+        (4.0, 6.0),
         costs_gap=True,
     ),
     Fault(
