@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3fs import S3FileSystem
 
-from object_store import BadWay, Bucket, bad_way, new_bucket, s3_server, use
 from servers import SERVERS, STARTED, Server, StartServer, binary
+
+if TYPE_CHECKING:
+    from object_store import BadWay, Bucket
 
 IN_CI = bool(os.environ.get("CI"))
 
@@ -70,6 +72,9 @@ def start_server() -> Iterator[StartServer]:
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
     """Return where an S3 is, as host:port."""
+    # It takes a second to import, which few runs need.
+    from object_store import s3_server
+
     with s3_server() as address:
         yield address
 
@@ -77,6 +82,8 @@ def s3_address() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """Return a new bucket; what uses S3 in this process uses the server it is on."""
+    from object_store import new_bucket
+
     with new_bucket(monkeypatch, s3_address) as bucket:
         yield bucket
 
@@ -86,6 +93,10 @@ def way(
     bucket: Bucket, s3_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[BadWay]:
     """Return what stands between this process and the server of its bucket."""
+    from s3fs import S3FileSystem
+
+    from object_store import bad_way, use
+
     with bad_way(s3_address) as way:
         use(monkeypatch, way.front)
         yield way
@@ -117,8 +128,19 @@ def shortfalls() -> list[str]:
     return lacks + [f"{test} was skipped" for test in sorted(skipped)]
 
 
+# Where tests run in several processes, each tells the first one what it started.
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - of an optional package
+    """Take over which servers a process started."""
+    STARTED.update(getattr(node, "workeroutput", {}).get("started", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI, fail a run that passed without all the servers."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["started"] = sorted(STARTED)
+        return
     passed = session.exitstatus == pytest.ExitCode.OK
     if IN_CI and passed and not session.config.option.collectonly and shortfalls():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
