@@ -21,7 +21,7 @@ import zstandard
 
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.replication.tracker import NO_DB, Tracker
 from kvtape.restore.job import Job, open_job
 from kvtape.server.url import ServerUrl

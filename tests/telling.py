@@ -12,10 +12,11 @@ from typing import Any, Final
 import trio
 
 from kvtape.errors import cause_of
-from kvtape.record import backoff, uploader
+from kvtape.record import backoff
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
+from kvtape.record.uploading import uploader
 from kvtape.server.url import ServerUrl
 from primaries import Teller
 from recording import rdb

@@ -26,8 +26,8 @@ from kvtape.errors import (
 from kvtape.record import backoff as backoff_module
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
-from kvtape.record.spool_place import default_spool
+from kvtape.record.spooling.place import default_spool
+from kvtape.record.spooling.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.server.url import ServerUrl
 from kvtape.storage.repository import SourceFolder, create_repository

@@ -16,8 +16,9 @@ import pytest
 import trio
 
 from kvtape.errors import IdentityError, RepositoryError
-from kvtape.record import backoff, uploader
+from kvtape.record import backoff
 from kvtape.record.agent import Agent
+from kvtape.record.uploading import uploader
 from kvtape.replication.tracker import Summary
 from kvtape.restore.job import open_job
 from kvtape.storage import objects

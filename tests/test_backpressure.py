@@ -14,12 +14,12 @@ import pytest
 from kvtape.errors import RepositoryError
 from kvtape.record import agent as agent_module
 from kvtape.record import backoff as backoff_module
-from kvtape.record import linker as linker_module
-from kvtape.record import room as room_module
-from kvtape.record import uploader as uploader_module
 from kvtape.record.agent import Agent
+from kvtape.record.linking import linker as linker_module
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling import room as room_module
+from kvtape.record.spooling.recorder import Limits
+from kvtape.record.uploading import uploader as uploader_module
 from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
 from recording import Taping

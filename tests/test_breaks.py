@@ -17,7 +17,7 @@ import pytest
 from kvtape.record import backoff as backoff_module
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
 from recording import Taping

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvtape.amounts import size
 from kvtape.check.ask import allows
 from kvtape.check.facts import DiskFacts, Position, ServerFacts
 from kvtape.check.finding import Finding, Verdict, worst
@@ -14,7 +15,6 @@ from kvtape.check.fitness import fitness
 from kvtape.check.headroom import headroom, spool_disk, spool_space
 from kvtape.check.wording import duration, setting
 from kvtape.record.acknowledge import AckOption
-from kvtape.record.amounts import size
 from kvtape.server.info import ServerInfo
 
 MIB = 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtape.record.clock import ReceiptClock
+from kvtape.record.spooling.clock import ReceiptClock
 
 NOON = 1_700_000_000.0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtape.record.commits import Commits
-from kvtape.record.position import Position
+from kvtape.record.histories.commits import Commits
+from kvtape.record.spooling.position import Position
 from kvtape.server.info import ServerInfo
 from kvtape.storage.spool import Spool
 from kvtape.tape.documents import Gap, Manifest, Server

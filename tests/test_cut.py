@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from kvtape.record.cut import Cut, explain, replica_limits
-from kvtape.record.pace import Pace
+from kvtape.record.linking.cut import Cut, explain, replica_limits
+from kvtape.record.linking.pace import Pace
 from kvtape.server.info import ServerInfo
 
 OLD, NEW = "a" * 40, "b" * 40

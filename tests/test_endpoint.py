@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kvtape.errors import ProtocolError, UsageError
-from kvtape.record import endpoint as endpoint_module
-from kvtape.record.endpoint import (
+from kvtape.record.linking import endpoint as endpoint_module
+from kvtape.record.linking.endpoint import (
     IDLE_TIMEOUT,
     MOST_CONNECTIONS,
     Endpoint,

@@ -17,7 +17,7 @@ import pytest
 from fingerprints import Fingerprint
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import open_job
 from kvtape.server.url import ServerUrl

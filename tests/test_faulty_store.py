@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from faulty_store import FaultyFileSystem, register
-from kvtape.record import backoff, uploader
+from kvtape.record import backoff
+from kvtape.record.uploading import uploader
 from kvtape.restore.job import open_job
 from kvtape.storage.reader import read_snapshot, read_stream
 from kvtape.storage.repository import SourceFolder

@@ -18,10 +18,10 @@ import redis
 import trio
 
 from kvtape.errors import UsageError
-from kvtape.record import uploader as uploader_module
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
+from kvtape.record.uploading import uploader as uploader_module
 from kvtape.server.url import ServerUrl
 from kvtape.tape.names import SegmentName, parse
 from plain_client import PlainClient

@@ -9,7 +9,7 @@ import trio
 
 from kvtape.errors import IdentityError
 from kvtape.record.agent import Agent
-from kvtape.record.identity import Identity
+from kvtape.record.histories.identity import Identity
 from kvtape.server.info import ServerInfo
 from plain_client import PlainClient
 from primaries import Teller

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvtape.record.join import JoinError, present, require_info, require_reach
-from kvtape.record.position import Position
+from kvtape.record.seeding.join import JoinError, present, require_info, require_reach
+from kvtape.record.spooling.position import Position
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.info import ServerInfo
 

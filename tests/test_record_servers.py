@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from kvtape.errors import RepositoryError, ServerError, UsageError
-from kvtape.record import session as session_module
 from kvtape.record.agent import Agent
+from kvtape.record.linking import session as session_module
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.server import client as client_module
 from kvtape.server.url import ServerUrl
@@ -405,7 +405,7 @@ MORTAL = textwrap.dedent(
     import trio
     from kvtape.record.agent import Agent
     from kvtape.record.options import RecordOptions
-    from kvtape.record.recorder import Limits
+    from kvtape.record.spooling.recorder import Limits
     from kvtape.server.url import ServerUrl
 
     port, folder, module, name, method, argument, is_after = sys.argv[1:]
@@ -445,14 +445,14 @@ MORTAL = textwrap.dedent(
     """
 )
 
-SPOOL, FILES = "kvtape.storage.spool", "kvtape.record.snapshot"
-SESSIONS, RESYNCS = "kvtape.record.session", "kvtape.record.resyncs"
+SPOOL, FILES = "kvtape.storage.spool", "kvtape.record.spooling.snapshot"
+SESSIONS, RESYNCS = "kvtape.record.linking.session", "kvtape.record.histories.resyncs"
 
 # Where it dies, and how many full resyncs there are in the end.
 DEATHS = {
     "handshake": (SESSIONS, "Session", "_send", "", "after", 1),
     "snapshot announced": (
-        "kvtape.record.resyncs",
+        "kvtape.record.histories.resyncs",
         "FullResyncs",
         "announce",
         "",

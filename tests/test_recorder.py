@@ -20,9 +20,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from faulty_disk import FaultyDisk
-from kvtape.record.position import Position, recover
-from kvtape.record.recorder import MOST_PENDING, PROOF_OF_LIFE, Limits, Recorder
-from kvtape.record.stretch import MARK_RESOLUTION
+from kvtape.record.spooling.position import Position, recover
+from kvtape.record.spooling.recorder import (
+    MOST_PENDING,
+    PROOF_OF_LIFE,
+    Limits,
+    Recorder,
+)
+from kvtape.record.spooling.stretch import MARK_RESOLUTION
 from kvtape.replication.tracker import NO_DB
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool

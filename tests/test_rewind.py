@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtape.record.position import recover, stored_catalogue, stored_position
-from kvtape.record.rewind import Rewinder
+from kvtape.record.histories.rewind import Rewinder
+from kvtape.record.spooling.position import recover, stored_catalogue, stored_position
 from kvtape.replication.replica import LinkError
 from kvtape.replication.tracker import Tracker
 from kvtape.server.info import ServerInfo

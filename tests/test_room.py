@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from kvtape.amounts import duration, size
 from kvtape.errors import RepositoryError
-from kvtape.record.amounts import duration, size
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.room import Gauge, Room, has_enough_free
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.room import Gauge, Room, has_enough_free
 from kvtape.replication.tracker import Summary
 from kvtape.storage.spool import Spool, SpoolFullError
 from kvtape.tape.names import HistoryName, SnapshotName

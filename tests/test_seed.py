@@ -24,9 +24,9 @@ import trio
 
 from kvtape.cli.record import _replica
 from kvtape.errors import PointError, ServerError, UsageError, VerificationError
-from kvtape.record import linker as linker_module
 from kvtape.record.agent import Agent
-from kvtape.record.join import JoinError
+from kvtape.record.linking import linker as linker_module
+from kvtape.record.seeding.join import JoinError
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
@@ -303,7 +303,7 @@ SEED_AND_DIE = textwrap.dedent(
     import trio
     from kvtape.record.agent import Agent
     from kvtape.record.options import RecordOptions
-    from kvtape.record.recorder import Limits
+    from kvtape.record.spooling.recorder import Limits
     from kvtape.server.url import ServerUrl
 
     port, replica, folder = sys.argv[1:]

@@ -17,7 +17,7 @@ from kvtape.cli.runner import run
 from kvtape.errors import UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError
 from kvtape.restore.into import IntoOptions, restore_into

@@ -19,16 +19,16 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from faulty_disk import FaultyDisk
 from kvtape.errors import ProtocolError, ServerError, cause_of
-from kvtape.record import recorder as recorder_module
-from kvtape.record import stretch as stretch_module
 from kvtape.record.acknowledge import Ack
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.commits import Commits
-from kvtape.record.position import Position, recover
-from kvtape.record.recorder import MOST_PENDING, Limits, Recorder
-from kvtape.record.session import Session
-from kvtape.record.stored import Stored
-from kvtape.record.uploader import Uploader
+from kvtape.record.histories.commits import Commits
+from kvtape.record.linking.session import Session
+from kvtape.record.spooling import recorder as recorder_module
+from kvtape.record.spooling import stretch as stretch_module
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.position import Position, recover
+from kvtape.record.spooling.recorder import MOST_PENDING, Limits, Recorder
+from kvtape.record.uploading.stored import Stored
+from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.primary import Psync
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError, Replica

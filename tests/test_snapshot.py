@@ -17,8 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from faulty_disk import FaultyDisk
 from kvtape.errors import ProtocolError
-from kvtape.record import snapshot
-from kvtape.record.snapshot import SnapshotFile, SnapshotReceiver
+from kvtape.record.spooling import snapshot
+from kvtape.record.spooling.snapshot import SnapshotFile, SnapshotReceiver
 from kvtape.replication.replica import FullResync
 from kvtape.replication.tracker import NO_DB
 from kvtape.storage.spool import Spool

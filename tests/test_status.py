@@ -18,7 +18,6 @@ import trio
 
 from kvtape.cli import status as status_verb
 from kvtape.errors import CheckError
-from kvtape.record import uploader
 from kvtape.record.events import (
     FullResyncBegun,
     FullResyncComplete,
@@ -28,6 +27,7 @@ from kvtape.record.events import (
     UploadsFail,
 )
 from kvtape.record.journal import Journal
+from kvtape.record.uploading import uploader
 from kvtape.server.url import ServerUrl
 from kvtape.watch.headroom import Headroom
 from kvtape.watch.status import Status, status_of, unready

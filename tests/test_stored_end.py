@@ -7,7 +7,7 @@ import random
 import pytest
 
 import stored as folders
-from kvtape.record.stored import Stored, stored_before
+from kvtape.record.uploading.stored import Stored, stored_before
 from kvtape.tape import catalogue, documents
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.documents import History

@@ -16,8 +16,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kvtape.errors import IdentityError, RepositoryError
-from kvtape.record.stored import Stored
-from kvtape.record.uploader import Uploader
+from kvtape.record.uploading.stored import Stored
+from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.tracker import Summary
 from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder

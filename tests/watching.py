@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import ServerUrl
 from kvtape.watch.lookout import Lookout
 from kvtape.watch.status import Status

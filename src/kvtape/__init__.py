@@ -29,7 +29,7 @@ from kvtape.errors import (
 )
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import Job, Result, open_job

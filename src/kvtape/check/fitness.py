@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvtape.amounts import size
 from kvtape.check.facts import ServerFacts
 from kvtape.check.finding import Finding, Verdict, judged
 from kvtape.check.wording import duration
 from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption, choose_ack
-from kvtape.record.amounts import size
 from kvtape.replication.replica import HIDDEN_PORT
 
 # The releases that are tested, by their first numbers; 6.2 is the first of Redis.

@@ -12,10 +12,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kvtape.amounts import size
 from kvtape.check.finding import Finding, Verdict
 from kvtape.check.wording import duration
 from kvtape.errors import Error, IdentityError, VerificationError
-from kvtape.record.amounts import size
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.storage.store import Store, open_store
 from kvtape.tape.catalogue import Catalogue

@@ -24,7 +24,7 @@ from kvtape.check.repository import NAMES, Place, identify, not_tried, probe, st
 from kvtape.check.spool import disk_facts, position
 from kvtape.errors import Error, RepositoryError, ServerError, UsageError
 from kvtape.record.acknowledge import AckOption
-from kvtape.record.spool_place import default_spool
+from kvtape.record.spooling.place import default_spool
 from kvtape.server.sentinel import Finder, Prefer
 from kvtape.server.tls import Tls
 from kvtape.server.url import AT_SENTINEL, Address, parse_url

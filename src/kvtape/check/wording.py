@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtape.record import amounts
+from kvtape import amounts
 
 _UNITS = (("gb", 2**30), ("mb", 2**20), ("kb", 2**10))
 

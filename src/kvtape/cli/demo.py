@@ -17,7 +17,7 @@ from kvtape.cli.runner import run
 from kvtape.errors import UsageError, VerificationError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import Job, open_job
 from kvtape.server.client import Client, open_client

@@ -21,7 +21,7 @@ from kvtape.cli.status import status_line
 from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import (
     Address,
     ServerUrl,

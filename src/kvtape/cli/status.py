@@ -15,7 +15,7 @@ from rich.text import Text
 from kvtape.cli import options, output
 from kvtape.cli.config import source_tables
 from kvtape.errors import CheckError, Error, UsageError
-from kvtape.record.spool_place import default_spools, repository_mark
+from kvtape.record.spooling.place import default_spools, repository_mark
 from kvtape.storage.store import open_store
 from kvtape.watch.status import Status, unready
 from kvtape.watch.status_socket import NAME, ask_status

@@ -18,16 +18,22 @@ import trio
 from kvtape.errors import RepositoryError, cause_of
 from kvtape.record.acknowledge import choose_ack, doubts_about
 from kvtape.record.backoff import Backoff
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.commits import Commits
-from kvtape.record.endpoint import Endpoint, Standing, open_endpoint
 from kvtape.record.events import DiskFails, DiskRecovers, Stopped, tell, tell_to
-from kvtape.record.held import note_not_spooled, note_stored
-from kvtape.record.identity import Identity
+from kvtape.record.histories.commits import Commits
+from kvtape.record.histories.identity import Identity
+from kvtape.record.histories.resyncs import FullResyncs
+from kvtape.record.histories.rewind import Rewinder
 from kvtape.record.journal import Journal
-from kvtape.record.linker import Linker, ask_server
+from kvtape.record.linking.endpoint import Endpoint, Standing, open_endpoint
+from kvtape.record.linking.linker import Linker, ask_server
+from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
-from kvtape.record.position import (
+from kvtape.record.seeding.file import FileOrigin
+from kvtape.record.seeding.replica import ReplicaOrigin
+from kvtape.record.seeding.seeder import Seeder
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.place import default_spool
+from kvtape.record.spooling.position import (
     catalogue_of,
     last_restorable,
     recover,
@@ -36,17 +42,11 @@ from kvtape.record.position import (
     stored_catalogue,
     stored_position,
 )
-from kvtape.record.recorder import Recorder
-from kvtape.record.resyncs import FullResyncs
-from kvtape.record.rewind import Rewinder
-from kvtape.record.room import Gauge, has_enough_free, watch
-from kvtape.record.seed import Seeder
-from kvtape.record.seed_file import FileOrigin
-from kvtape.record.seed_replica import ReplicaOrigin
-from kvtape.record.session import Session
-from kvtape.record.spool_place import default_spool
-from kvtape.record.stored import stored_before
-from kvtape.record.uploader import Uploader
+from kvtape.record.spooling.recorder import Recorder
+from kvtape.record.spooling.room import Gauge, has_enough_free, watch
+from kvtape.record.uploading.held import note_not_spooled, note_stored
+from kvtape.record.uploading.stored import stored_before
+from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
 from kvtape.server.sentinel import Finder

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from kvtape.record.amounts import duration, size
+from kvtape.amounts import duration, size
 from kvtape.tape.documents import Manifest
 
 _log = logging.getLogger("kvtape.events")

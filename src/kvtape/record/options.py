@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption
-from kvtape.record.recorder import Limits
+from kvtape.record.spooling.recorder import Limits
 from kvtape.server.sentinel import Prefer
 from kvtape.server.url import Address, ServerUrl
 from kvtape.storage.spool import DEFAULT_LIMIT

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kvtape.record.amounts import duration, size
+from kvtape.amounts import duration, size
 from kvtape.server.info import ServerInfo
 
 # A pause of ours that is not worth a word.

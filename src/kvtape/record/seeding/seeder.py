@@ -24,17 +24,17 @@ import trio
 
 from kvtape.errors import ServerError, UsageError, cause_of
 from kvtape.record.backoff import Backoff
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.commits import Commits
 from kvtape.record.events import complete, tell
-from kvtape.record.join import Delivery, JoinError, Wanted, require_info
-from kvtape.record.position import Position
-from kvtape.record.recorder import Recorder
-from kvtape.record.resyncs import FullResyncs
-from kvtape.record.room import Room
-from kvtape.record.seed_file import FileOrigin
-from kvtape.record.seed_replica import ReplicaOrigin
-from kvtape.record.snapshot import SnapshotReceiver
+from kvtape.record.histories.commits import Commits
+from kvtape.record.histories.resyncs import FullResyncs
+from kvtape.record.seeding.file import FileOrigin
+from kvtape.record.seeding.join import Delivery, JoinError, Wanted, require_info
+from kvtape.record.seeding.replica import ReplicaOrigin
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.position import Position
+from kvtape.record.spooling.recorder import Recorder
+from kvtape.record.spooling.room import Room
+from kvtape.record.spooling.snapshot import SnapshotReceiver
 from kvtape.replication.replica import FullResync, LinkError
 from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal

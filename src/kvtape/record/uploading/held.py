@@ -7,7 +7,7 @@ leaves it goes nowhere but to the repository.
 from __future__ import annotations
 
 from kvtape.record.journal import Journal
-from kvtape.record.position import Position
+from kvtape.record.spooling.position import Position
 from kvtape.storage.spool import Spool
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.names import SegmentName, SnapshotName, parse

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from kvtape.errors import ServerError
-from kvtape.record.position import Position
-from kvtape.record.room import Room
+from kvtape.record.spooling.position import Position
+from kvtape.record.spooling.room import Room
 from kvtape.replication.replica import FullResync
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.info import ServerInfo

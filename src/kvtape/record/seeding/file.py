@@ -20,8 +20,8 @@ from typing import BinaryIO
 import trio
 
 from kvtape.errors import UsageError, VerificationError
-from kvtape.record.join import Delivery, Wanted, require_reach
-from kvtape.record.position import Position
+from kvtape.record.seeding.join import Delivery, Wanted, require_reach
+from kvtape.record.spooling.position import Position
 from kvtape.replication.replica import FullResync
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.info import ServerInfo

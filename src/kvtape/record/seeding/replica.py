@@ -19,9 +19,14 @@ import msgspec
 import trio
 
 from kvtape.errors import ProtocolError, UsageError
-from kvtape.record.join import Delivery, JoinError, Wanted, present, require_info
-from kvtape.record.position import Position
-from kvtape.record.session import SILENCE
+from kvtape.record.seeding.join import (
+    Delivery,
+    JoinError,
+    Wanted,
+    present,
+    require_info,
+)
+from kvtape.record.spooling.position import Position
 from kvtape.replication.replica import (
     NEED_DATA,
     Event,
@@ -36,6 +41,9 @@ from kvtape.server.info import ServerInfo, ask
 from kvtape.server.url import ServerUrl
 
 _RECEIVE = 512 * 1024
+
+# As on a link: a replica sends newlines while it makes the RDB file.
+_SILENCE = 60.0
 
 
 class ReplicaOrigin:
@@ -133,11 +141,11 @@ class _Transfer:
 
     async def _receive(self) -> bytes:
         try:
-            with trio.fail_after(SILENCE):
+            with trio.fail_after(_SILENCE):
                 await self.stream.send_all(self.replica.data_to_send())
                 return bytes(await self.stream.receive_some(_RECEIVE))
         except trio.BrokenResourceError as error:
             reason = error.__cause__ or error
             raise LinkError(f"the link to {self.address} broke: {reason}") from error
         except trio.TooSlowError:
-            raise LinkError(f"{self.address} was silent for {SILENCE:.0f} s") from None
+            raise LinkError(f"{self.address} was silent for {_SILENCE:.0f} s") from None

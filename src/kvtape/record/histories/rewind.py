@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import trio
 
 from kvtape.errors import PointError, RepositoryError, VerificationError
-from kvtape.record.position import Position, stored_catalogue
-from kvtape.record.recorder import Recorder
+from kvtape.record.spooling.position import Position, stored_catalogue
+from kvtape.record.spooling.recorder import Recorder
 from kvtape.replication.replica import LinkError
 from kvtape.server.info import ServerInfo
 from kvtape.storage.reader import Boundary, find_boundary

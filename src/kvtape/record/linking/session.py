@@ -15,8 +15,6 @@ from typing import Literal
 import trio
 
 from kvtape.record.acknowledge import Ack, acknowledgement
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.commits import Commits
 from kvtape.record.events import (
     FullReason,
     FullResyncBegun,
@@ -25,11 +23,13 @@ from kvtape.record.events import (
     complete,
     tell,
 )
-from kvtape.record.pace import Pace
-from kvtape.record.position import Position
-from kvtape.record.recorder import Recorder
-from kvtape.record.snapshot import SnapshotReceiver
-from kvtape.record.uploader import Uploader
+from kvtape.record.histories.commits import Commits
+from kvtape.record.linking.pace import Pace
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.position import Position
+from kvtape.record.spooling.recorder import Recorder
+from kvtape.record.spooling.snapshot import SnapshotReceiver
+from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import (
     NEED_DATA,
     Continue,

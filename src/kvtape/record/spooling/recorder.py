@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from kvtape.record.position import Position, recover
-from kvtape.record.stretch import MARK_RESOLUTION, Stretch, frames
+from kvtape.record.spooling.position import Position, recover
+from kvtape.record.spooling.stretch import MARK_RESOLUTION, Stretch, frames
 from kvtape.replication.tracker import Summary, Tracker
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool

@@ -18,10 +18,10 @@ from typing import NoReturn
 
 import trio
 
-from kvtape.record.amounts import duration, size
-from kvtape.record.clock import ReceiptClock
+from kvtape.amounts import duration, size
 from kvtape.record.events import SpoolFills, SpoolHasRoom, tell
-from kvtape.record.position import Position
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.position import Position
 from kvtape.storage.spool import Spool
 
 # Linking at the first free byte would be a link for every segment that is uploaded.

@@ -20,9 +20,9 @@ from msgspec import structs
 from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
 from kvtape.record.events import FileStored, UploadsFail, UploadsRecover, tell
-from kvtape.record.position import stored_catalogue
-from kvtape.record.stored import Stored, stored_before
-from kvtape.record.witness import Witness, first_difference
+from kvtape.record.spooling.position import stored_catalogue
+from kvtape.record.uploading.stored import Stored, stored_before
+from kvtape.record.uploading.witness import Witness, first_difference
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder
 from kvtape.storage.spool import Spool

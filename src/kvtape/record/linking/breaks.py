@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from kvtape.record.cut import Cut, explain
 from kvtape.record.events import BreakExplained, tell
-from kvtape.record.session import Session
+from kvtape.record.linking.cut import Cut, explain
+from kvtape.record.linking.session import Session
 from kvtape.replication.refusal import RefusedError
 from kvtape.server.info import ServerInfo
 

@@ -19,19 +19,19 @@ import trio
 from kvtape.errors import RepositoryError, ServerError, UsageError, cause_of
 from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
-from kvtape.record.breaks import Breaks
-from kvtape.record.clock import ReceiptClock
-from kvtape.record.commits import Commits
 from kvtape.record.events import FullResyncPostponed, LinkLost, SpoolFull, tell
-from kvtape.record.identity import Identity
+from kvtape.record.histories.commits import Commits
+from kvtape.record.histories.identity import Identity
+from kvtape.record.histories.resyncs import FullResyncs
+from kvtape.record.histories.rewind import Rewinder
+from kvtape.record.linking.breaks import Breaks
+from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
-from kvtape.record.recorder import Recorder
-from kvtape.record.resyncs import FullResyncs
-from kvtape.record.rewind import Rewinder
-from kvtape.record.room import Room
-from kvtape.record.seed import Seeder
-from kvtape.record.session import Session
-from kvtape.record.uploader import Uploader
+from kvtape.record.seeding.seeder import Seeder
+from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.spooling.recorder import Recorder
+from kvtape.record.spooling.room import Room
+from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import (
     HIDDEN,

@@ -7,8 +7,8 @@ only when that is durable: until then the old history may still be continued.
 Where two histories part is what the server says (INFO, before the link) if it says it,
 so that two agents that lost their links at different offsets write the same.
 
-Where the stream was joined without a snapshot (kvtape.record.seed), nothing of it can
-be restored until one is stored: what is followed then is not rooted.
+Where the stream was joined without a snapshot (kvtape.record.seeding), nothing of it
+can be restored until one is stored: what is followed then is not rooted.
 
 All calls block but attach(), and may come from two threads at once.
 """
@@ -21,8 +21,8 @@ from threading import Lock
 from msgspec import structs
 
 from kvtape.record.events import GapFound, tell
-from kvtape.record.position import Position
-from kvtape.record.room import Outage
+from kvtape.record.spooling.position import Position
+from kvtape.record.spooling.room import Outage
 from kvtape.server.info import ServerInfo
 from kvtape.storage.spool import Spool
 from kvtape.tape import documents

@@ -1,0 +1,1 @@
+"""Whose story is recorded: forks, gaps, going back, full resyncs."""

@@ -1,0 +1,1 @@
+"""A snapshot from elsewhere, for a primary that is not to fork."""

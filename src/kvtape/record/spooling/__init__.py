@@ -1,0 +1,1 @@
+"""From received bytes to durable ones, and where to go on after a crash."""
