@@ -48,18 +48,18 @@ class Headroom:
             if agent.trouble is not None or rate < 0:  # another history has begun
                 self.seconds = self.rate = None
                 continue
-            self.rate = rate
             try:
                 backlog = await _backlog(agent)
             except ServerError as error:
                 _log.debug("cannot ask for the backlog: %s", error)
-                self.seconds = None
+                self.seconds, self.rate = None, rate
                 continue
             if backlog is None:
-                self.seconds = None
+                self.seconds, self.rate = None, rate
                 await trio.sleep(_INTERVAL_IF_REFUSED - interval)
                 continue
-            self.seconds = backlog / rate if rate > _IDLE_RATE else math.inf
+            seconds = backlog / rate if rate > _IDLE_RATE else math.inf
+            self.seconds, self.rate = seconds, rate
 
 
 async def _backlog(agent: Agent) -> int | None:
