@@ -85,11 +85,6 @@ class FaultyDisk:
         self._countdown, self._is_broken = 0, False
 
     @property
-    def has_struck(self) -> bool:
-        """Whether the operation that was to fail was reached."""
-        return self._countdown < 0
-
-    @property
     def is_dead(self) -> bool:
         """Whether the process was killed."""
         return self._is_broken and self._error is None

@@ -187,7 +187,7 @@ async def test_it_records_until_the_offset_it_is_given_and_stores_all_of_it(
     agent = await record(tmp_path, Teller(REPLID, START, STREAM, RDB, has_mark=True))
     assert stream_of(tmp_path / "repo" / "source", REPLID) == (START, STREAM)
     assert agent.stored == START + len(STREAM)
-    assert agent.uploader.queued_bytes == 0
+    assert agent.uploader.waiting == {}
     [source] = documents_of(tmp_path / "repo", "*/source.json")
     assert source["name"] == "source"
 

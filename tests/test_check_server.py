@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from kvtape.amounts import size
+from kvtape.amounts import setting
 from kvtape.check.ask import allows
 from kvtape.check.facts import DiskFacts, Position, ServerFacts
 from kvtape.check.finding import Finding, Verdict, worst
 from kvtape.check.fitness import fitness
 from kvtape.check.headroom import headroom, spool_disk, spool_space
-from kvtape.check.wording import duration, setting
 from kvtape.record.acknowledge import AckOption
 from kvtape.server.info import ServerInfo
 
@@ -413,18 +412,3 @@ def test_a_disk_that_is_slow_or_not_writable_is_told() -> None:
     assert finding.message == "cannot write to /spool: Read-only file system"
     assert spool_space(DiskFacts("/spool"), None).verdict == "unknown"
     assert spool_space(DiskFacts("/spool", 1), None).verdict == "unknown"
-
-
-# Words.
-
-
-def test_numbers_are_what_an_operator_reads() -> None:
-    assert [duration(n) for n in (0.0003, 1.54, 43, 119, 120, 7199, 7200, 2e5)] == [
-        *("0.3 ms", "1.5 s", "43 s", "119 s", "2 min", "120 min", "2 h", "2 d")
-    ]
-    assert [size(n) for n in (0, 1023, 1024, 1.5 * GIB, 2**42)] == [
-        *("0 B", "1023 B", "1.0 KiB", "1.5 GiB", "4096.0 GiB")
-    ]
-    assert [setting(n) for n in (512 * MIB, GIB, 1024, 1000)] == [
-        *("512mb", "1gb", "1kb", "1000")
-    ]

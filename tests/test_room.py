@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kvtape.amounts import duration, size
 from kvtape.errors import RepositoryError
 from kvtape.record.spooling.clock import ReceiptClock
 from kvtape.record.spooling.room import Gauge, Room, has_enough_free
@@ -234,24 +233,6 @@ def test_a_disk_that_is_full_is_not_written_to_until_some_of_it_is_free(
         filler.unlink()
         assert has_enough_free(spool)
         spool.close()
-
-
-@pytest.mark.parametrize(
-    ("length", "shown"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1.0 MiB")],
-)
-def test_a_size_is_written_with_its_unit(length: int, shown: str) -> None:
-    assert size(length) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d")],
-)
-def test_a_duration_is_written_in_the_unit_that_suits_it(
-    seconds: float, shown: str
-) -> None:
-    assert duration(seconds) == shown
 
 
 def test_a_full_spool_is_the_repositorys_fault() -> None:

@@ -124,7 +124,7 @@ async def test_everything_is_stored_in_order_and_leaves_the_spool(
     assert stored(store) == set(queued)
     assert spool.queued() == {}
     assert uploader.stored.end(REPLID) == 1000 + len(SET)
-    assert uploader.queued_bytes == 0
+    assert uploader.waiting == {}
     assert uploader.error is None
 
 
@@ -197,7 +197,7 @@ async def test_an_upload_that_fails_is_tried_again_after_longer_and_longer(
             mock_clock.jump(longest / 2 + 0.02)
         assert stored(store) == set()
         assert len(spool.queued()) == 4
-        assert uploader.queued_bytes == sum(spool.queued().values())
+        assert uploader.waiting == spool.queued()
         store.trouble = lambda _: None
         mock_clock.jump(30)
         while spool.queued():

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvtape.amounts import size
+from kvtape.amounts import duration, size
 from kvtape.check.facts import ServerFacts
 from kvtape.check.finding import Finding, Verdict, judged
-from kvtape.check.wording import duration
 from kvtape.errors import UsageError
 from kvtape.record.acknowledge import AckOption, choose_ack
 from kvtape.replication.replica import HIDDEN_PORT

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvtape.amounts import size
+from kvtape.amounts import duration, setting, size
 from kvtape.check.facts import DiskFacts, Position, Rate, ServerFacts
 from kvtape.check.finding import Finding, Verdict, judged
 from kvtape.check.fitness import unknown
-from kvtape.check.wording import duration, setting
 from kvtape.replication.replica import HIDDEN_PORT
 
 _MIB = 1024 * 1024

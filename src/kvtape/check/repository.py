@@ -12,9 +12,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvtape.amounts import size
+from kvtape.amounts import duration, size
 from kvtape.check.finding import Finding, Verdict
-from kvtape.check.wording import duration
 from kvtape.errors import Error, IdentityError, VerificationError
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.storage.store import Store, open_store

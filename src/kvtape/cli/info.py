@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from kvtape import amounts
 from kvtape.cli import options, output
 from kvtape.server.info import server_name
 from kvtape.storage.repository import open_repository
@@ -115,7 +116,7 @@ _INDENT = " " * len("  restorable  ")
 
 def _lines(source: str, catalogue: Catalogue) -> Iterator[str]:
     """Yield what people read: no line is longer than it must be."""
-    yield f"source {source}: {output.format_bytes(catalogue.stored_bytes)} stored"
+    yield f"source {source}: {amounts.size(catalogue.stored_bytes)} stored"
     lost, unsure = orphans(catalogue), {one.successor for one in unknown(catalogue)}
     for replid, history in catalogue.histories.items():
         yield from _lines_of_beginning(history)
@@ -151,7 +152,7 @@ def _lines_of_history(catalogue: Catalogue, replid: str) -> Iterator[str]:
         yield f"{_INDENT}{start} to {end}"
     for snapshot in catalogue.snapshots:
         if snapshot.name.replid == replid:
-            size = output.format_bytes(snapshot.manifest.bytes)
+            size = amounts.size(snapshot.manifest.bytes)
             server = server_name(snapshot.manifest.server) or "unknown server"
             yield f"  snapshot    {snapshot.name.offset}, {size}, {server}"
 

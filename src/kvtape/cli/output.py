@@ -28,8 +28,6 @@ from rich.progress import (
 from kvtape.errors import RepositoryError
 from kvtape.restore.job import Advance
 
-_KB = 1000
-
 
 def stderr_console() -> Console:
     """Return the console for everything that is not data."""
@@ -78,17 +76,6 @@ def text_or_base64(data: bytes) -> str | dict[str, str]:
         return data.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(data).decode()}
-
-
-def format_bytes(count: float) -> str:
-    """Return a length for people: 512 B, 1.5 MB."""
-    if count < _KB:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= _KB
-        if count < _KB:
-            return f"{count:.1f} {unit}"
-    return f"{count / _KB:.1f} TB"
 
 
 class BarWatch:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import trio
 import typer
 
+from kvtape import amounts
 from kvtape.cli import options, output
 from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
@@ -258,7 +259,7 @@ def _report(job: Job, request: _Request, result: Result) -> None:
 
 
 def _lines(verb: str, result: Result) -> Iterator[str]:
-    stream = output.format_bytes(result.stream_bytes)
+    stream = amounts.size(result.stream_bytes)
     yield f"{verb} offset {result.offset}"
     yield f"  history   {result.replid}"
     yield f"  received  {format_time(result.time)}"

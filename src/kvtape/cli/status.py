@@ -12,6 +12,7 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
+from kvtape import amounts
 from kvtape.cli import options, output
 from kvtape.cli.config import source_tables
 from kvtape.errors import CheckError, Error, UsageError
@@ -193,8 +194,8 @@ def activity(one: Status) -> str:
         return f"waiting: {one.waiting_for or 'connecting'}"
     if one.phase == "snapshot":
         length = one.snapshot_length
-        of = "" if length is None else f" of {output.format_bytes(length)}"
-        return f"snapshot: {output.format_bytes(one.snapshot_bytes or 0)}{of}"
+        of = "" if length is None else f" of {amounts.size(length)}"
+        return f"snapshot: {amounts.size(one.snapshot_bytes or 0)}{of}"
     return one.phase
 
 
@@ -206,9 +207,9 @@ def status_line(one: Status, rate: float) -> str:
     unsynced = max(0, received - max(one.spooled_offset or 0, one.stored_offset or 0))
     behind = unsynced if one.lag_bytes is None else one.lag_bytes
     return (
-        f"{one.phase}: offset {received}, {output.format_bytes(rate)}/s, "
-        f"{output.format_bytes(unsynced)} not synced, "
-        f"{output.format_bytes(behind)} not stored"
+        f"{one.phase}: offset {received}, {amounts.size(rate)}/s, "
+        f"{amounts.size(unsynced)} not synced, "
+        f"{amounts.size(behind)} not stored"
     )
 
 
@@ -236,7 +237,7 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
     yield "resyncs", f"full: {_counts(one.full_resyncs)}"
     yield "", f"partial: {_counts(one.partial_resyncs)}"
     if (taken := one.last_snapshot) is not None:
-        size = output.format_bytes(taken.bytes)
+        size = amounts.size(taken.bytes)
         yield "snapshot", f"{taken.time}, {size} in {taken.seconds:.1f} s"
     yield "gaps", str(one.gaps_total or "none")
     for gap in one.gaps:
@@ -251,15 +252,13 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
 def _risk(one: Status) -> str:
     if one.lag_seconds is None:
         return "everything: nothing is stored yet"
-    behind = "" if one.lag_bytes is None else output.format_bytes(one.lag_bytes)
+    behind = "" if one.lag_bytes is None else amounts.size(one.lag_bytes)
     return f"{one.lag_seconds:.1f} s of writes, {behind or 'unknown'} not stored"
 
 
 def _spool_use(one: Status) -> str:
-    used = output.format_bytes(one.spool_bytes or 0)
-    of = (
-        "" if one.spool_limit is None else f" of {output.format_bytes(one.spool_limit)}"
-    )
+    used = amounts.size(one.spool_bytes or 0)
+    of = "" if one.spool_limit is None else f" of {amounts.size(one.spool_limit)}"
     return f"{used}{of}, {one.queue_length} files to upload"
 
 

@@ -85,11 +85,6 @@ class Uploader:
         self._compare_at = 0.0
         self._finishing = trio.Event()
 
-    @property
-    def queued_bytes(self) -> int:
-        """How much waits, as far as was looked."""
-        return sum(list(self.waiting.values()))
-
     def finish(self) -> None:
         """Have run() upload what is queued by now, and return."""
         self._finishing.set()
