@@ -29,8 +29,9 @@ from kvtape.storage.spool import Spool
 from kvtape.tape.segment import MAX_FRAME, Header, Mark
 
 # So many bytes may wait for a disk that stalls before the primary has to keep them: at
-# 10 MB/s, 3 s. As many may be on their way to the disk. docs/design.md has the sum.
-MOST_PENDING = 32 * MAX_FRAME
+# 10 MB/s, 1.5 s. As many may be on their way to the disk; with both, the whole program
+# takes less than 100 MiB. docs/design.md has the sum.
+MOST_PENDING = 16 * MAX_FRAME
 
 PROOF_OF_LIFE = 600.0
 
