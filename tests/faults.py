@@ -7,6 +7,7 @@ one the recording has to go on as if nothing had happened.
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable
@@ -119,6 +120,20 @@ def _fill_disk(scene: Scene) -> None:
 def _empty_disk(scene: Scene) -> None:
     assert scene.spool_disk is not None
     (scene.spool_disk / _BALLAST).unlink()
+
+
+def _fail(scene: Scene, each: int) -> None:
+    """Have the store answer 503 to each request, or to each so many."""
+    assert scene.store.way is not None
+    count = itertools.count()
+    scene.store.way.trouble = lambda *_: (
+        (503, "SlowDown") if next(count) % each == 0 else None
+    )
+
+
+def _succeed(scene: Scene) -> None:
+    assert scene.store.way is not None
+    scene.store.way.trouble = lambda *_: None
 
 
 def _signal_store(number: signal.Signals) -> Callable[[Scene], None]:
@@ -250,6 +265,8 @@ _S3: Final = (
         lambda scene: _store_link(scene).heal(),
         (2.0, 8.0),
     ),
+    Fault("store fails", lambda scene: _fail(scene, 1), _succeed, (1.0, 8.0)),
+    Fault("every third request fails", lambda scene: _fail(scene, 3), _succeed),
     Fault("store's links cut", lambda scene: _store_link(scene).cut()),
 )
 

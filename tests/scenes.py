@@ -26,6 +26,7 @@ import fsspec
 import redis
 
 from ledger import Ledger
+from object_store import BadWay, bad_way
 from scribe import Scribe
 from sentinels import NAME, Deployment, deployed
 from servers import Server
@@ -141,6 +142,7 @@ class Store:
     fail: Callable[[], None]
     heal: Callable[[], None]
     link: Switch | None = None
+    way: BadWay | None = None
     process: subprocess.Popen[bytes] | None = None
 
 
@@ -224,7 +226,10 @@ def s3_store(folder: Path) -> Iterator[Store]:
         )
     try:
         _wait_for_port(port, process)
-        with Switch(port) as link:
+        with (
+            bad_way(f"127.0.0.1:{port}") as way,
+            Switch(port_of(way)) as link,
+        ):
             environment = {
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{link.port}",
                 "AWS_ACCESS_KEY_ID": "soak",
@@ -239,8 +244,9 @@ def s3_store(folder: Path) -> Iterator[Store]:
                 f"s3://{BUCKET}/tape",
                 environment,
                 lambda: link.turn_to(None),
-                lambda: link.turn_to(port),
+                lambda: link.turn_to(port_of(way)),
                 link,
+                way,
                 process,
             )
     finally:
@@ -248,6 +254,11 @@ def s3_store(folder: Path) -> Iterator[Store]:
             process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+def port_of(way: BadWay) -> int:
+    """Return the port to use instead of the store's own."""
+    return int(way.front.rpartition(":")[2])
 
 
 def _create_bucket(port: int) -> None:

@@ -133,6 +133,10 @@ class Scribe:
         replication = plain.info("replication")
         replid = replication["master_replid"]
         offset = int(replication["master_repl_offset"])
+        if not offset:
+            # Before its first replica a server counts nothing, and then each replica
+            # has it all, as far as WAITAOF is concerned.
+            return
         reply = plain.ask("WAITAOF", 0, 1, _PROMISE_TIMEOUT_MS)
         _, replicas = as_list(reply)
         if as_int(replicas):
