@@ -226,11 +226,13 @@ _LINK: Final = (
     ),
 )
 
+# A Sentinel that was away may overrule the others, and name a server that has lost
+# everything: then all servers lose it, and there is nothing to go on with.
 _SENTINEL: Final = (
     Fault("SENTINEL FAILOVER", lambda scene: _deployment(scene).fail_over()),
-    Fault("primary killed", _kill_primary),
-    Fault("primary killed, replicas behind", _fail_over_to_one_behind),
-    Fault("primary taken for dead", _hang_primary),
+    Fault("primary killed", _kill_primary, costs_gap=True),
+    Fault("primary killed, replicas behind", _fail_over_to_one_behind, costs_gap=True),
+    Fault("primary taken for dead", _hang_primary, costs_gap=True),
     Fault("Sentinel killed", _kill_sentinel, _start_sentinel),
     Fault(
         "Sentinel hangs",
