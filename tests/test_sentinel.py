@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import trio
 from certificates import Authority, start_tls_server
 from conftest import require
 from kvtape.cli.runner import run
-from kvtape.errors import UsageError
+from kvtape.errors import ServerError, UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
@@ -23,7 +25,14 @@ from kvtape.replication.replica import LinkError
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server import sentinel as sentinel_module
-from kvtape.server.sentinel import Answer, Finder, Prefer, healthy, ranked
+from kvtape.server.sentinel import (
+    Answer,
+    Finder,
+    NotFoundError,
+    Prefer,
+    healthy,
+    ranked,
+)
 from kvtape.server.url import SentinelUrl, ServerUrl, parse_source
 from kvtape.tape.point import ToLatest
 from oracle import compare, fingerprint, stable_fingerprint
@@ -179,6 +188,42 @@ def test_a_name_that_leads_to_no_primary_is_told(deployment: Deployment) -> None
 
 
 @pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"*2\r\n$1\r\nx\r\n$3\r\nabc\r\n",
+        b"*2\r\n$1\r\nx\r\n$6\r\n999999\r\n",
+        b"*2\r\n$1\r\nx\r\n$2\r\n-1\r\n",
+        b"*2\r\n$0\r\n\r\n$4\r\n6379\r\n",
+        b"*2\r\n$2\r\n\xff\x00\r\n$4\r\n6379\r\n",
+        b"*1\r\n:5\r\n",
+        b"*-1\r\n",
+        b"$-1\r\n",
+        b":1\r\n",
+        b"*1\r\n*2\r\n:1\r\n$-1\r\n",
+        b"garbage\r\n",
+    ],
+)
+async def test_a_sentinel_that_talks_nonsense_is_as_one_that_is_down(
+    answer: bytes,
+) -> None:
+    async def talk(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        listen = partial(trio.serve_tcp, talk, 0, host="127.0.0.1")
+        [listener] = await nursery.start(listen)
+        url = SentinelUrl((listener.socket.getsockname()[:2],), NAME)
+        # Where it says that there is no such name, that is not doubted.
+        with pytest.raises((ServerError, UsageError)) as caught:
+            await Finder(url).find()
+        assert not isinstance(caught.value, NotFoundError)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_without_a_healthy_replica_the_primary_is_recorded(
     start_server: StartServer,
 ) -> None:
@@ -327,6 +372,31 @@ def options_for(url: SentinelUrl, folder: Path, prefer: Prefer) -> RecordOptions
         full_resyncs_per_hour=100,
         prefer=prefer,
     )
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("_impatient")
+def test_an_agent_that_starts_within_a_failover_waits_for_the_primary(
+    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server("redis-7.0")
+    server.kill()
+    with Sentinel("redis-7.0", server.port) as sentinel:
+        url = Deployment("redis-7.0", [server], [sentinel]).url()
+        agent = Agent(options_for(url, tmp_path, "primary"))
+        taping = Taping(server, tmp_path / "repo", agent)
+        wait_until(lambda: "cannot connect to" in str(agent.trouble))
+        # A unit that is not said to have begun would be killed for starting slowly.
+        assert agent.begun.is_set()
+        server.start()
+        taping.wait_until_online()
+        taping.stop()
+        assert caplog.text.count("nothing is recorded") == 1
+        server.kill()
+        taping = Taping(server, tmp_path / "repo", Agent(agent.options))
+        wait_until(lambda: taping.agent.trouble is not None)
+        # There is nothing to lose by stopping.
+        taping.stop()
 
 
 class Writer:

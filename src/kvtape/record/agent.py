@@ -28,9 +28,7 @@ from kvtape.record.linking.endpoint import Endpoint, Standing, open_endpoint
 from kvtape.record.linking.linker import Linker, ask_server
 from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
-from kvtape.record.seeding.file import FileOrigin
-from kvtape.record.seeding.replica import ReplicaOrigin
-from kvtape.record.seeding.seeder import Seeder
+from kvtape.record.seeding.seeder import Seeder, origin_of
 from kvtape.record.spooling.clock import ReceiptClock
 from kvtape.record.spooling.place import default_spool
 from kvtape.record.spooling.position import (
@@ -49,16 +47,13 @@ from kvtape.record.uploading.stored import stored_before
 from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
-from kvtape.server.sentinel import Finder
+from kvtape.server.sentinel import Finder, NotFoundError
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import open_store
 from kvtape.tape.documents import Source
-from kvtape.tape.names import (
-    GapName,
-    HistoryName,
-)
+from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +66,8 @@ _TRY_AGAIN = 60.0
 class Agent:
     """Records one source until stop(). What it is made of is there to be watched.
 
-    They are there when is_ready is set.
+    They are there when is_ready is set. begun is set then, or when it waits for what
+    may pass.
     """
 
     spool: Spool
@@ -83,6 +79,7 @@ class Agent:
     def __init__(self, options: RecordOptions, journal: Journal | None = None) -> None:
         self.options = options
         self.journal = journal or Journal(options.source or options.url.address)
+        self.begun = trio.Event()
         self.opened = trio.Event()
         self.is_ready = False
         self._finder = Finder(options.url, options.prefer)
@@ -90,7 +87,7 @@ class Agent:
         self._queued = Signal()
         self._stopping = trio.Event()
         self._disk_trouble: str | None = None
-        self._store_trouble: str | None = None  # while it is opened
+        self._start_trouble: str | None = None  # what the start waits for
 
     @property
     def session(self) -> Session | None:
@@ -115,7 +112,7 @@ class Agent:
         if self._disk_trouble is not None:
             return self._disk_trouble
         if not self.is_ready:
-            return self._store_trouble
+            return self._start_trouble
         seeder = self.linker.seeder
         return self.linker.trouble or (seeder.trouble if seeder is not None else None)
 
@@ -143,6 +140,7 @@ class Agent:
             self.endpoint = await open_endpoint(*options.announce)
         try:
             if await self._open_unless_stopped(info):
+                self.begun.set()
                 self.opened.set()
                 await self._run_with_endpoint()
         except ExceptionGroup as group:
@@ -161,11 +159,32 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
-                info = await ask_server(await self._finder.find())
+                info = await self._ask_in_the_end()
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise cause_of(group) from group
         return info
+
+    async def _ask_in_the_end(self) -> ServerInfo:
+        """Ask the server who it is, waiting while Sentinels name none that answers.
+
+        That is how it is during each failover. Nobody at all at the address is told at
+        once: it is more likely to be wrong.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                return await ask_server(await self._finder.find())
+            except NotFoundError as error:
+                await self._wait_to_start(str(error), backoff)
+
+    async def _wait_to_start(self, trouble: str, backoff: Backoff) -> None:
+        """Wait for what may pass, and say so when it is something else than before."""
+        if self._start_trouble != trouble:
+            _log.warning("%s; nothing is recorded; trying again", trouble)
+        self._start_trouble = trouble
+        self.begun.set()
+        await trio.sleep(backoff.next())
 
     async def _open_unless_stopped(self, info: ServerInfo) -> bool:
         """Open repository and spool; False if it is time to stop before they are."""
@@ -202,14 +221,9 @@ class Agent:
                 if await trio.to_thread.run_sync(self._open_without):
                     _log.warning("%s; recording goes on into the spool", error)
                     return
-                wait = backoff.next()
-                self._store_trouble = str(error)
-                _log.warning(
-                    "%s; nothing is recorded; trying again in %.1f s", error, wait
-                )
-                await trio.sleep(wait)
+                await self._wait_to_start(str(error), backoff)
             else:
-                self._store_trouble = None
+                self._start_trouble = None
                 return
 
     def _open_without(self) -> bool:
@@ -278,7 +292,7 @@ class Agent:
             addresses = {self.options.url.address}
             # Whether a snapshot leads up to it is not known either, and with another
             # origin of snapshots it must be.
-            if position is None or _origin(self.options) is not None:
+            if position is None or origin_of(self.options) is not None:
                 return False
         if is_reached:
             note_stored(self.journal, stored, self.spool)
@@ -327,7 +341,7 @@ class Agent:
             self.uploader,
             HIDDEN if self.endpoint is None else self.endpoint.announced,
         )
-        if (origin := _origin(options)) is not None:
+        if (origin := origin_of(options)) is not None:
             self.linker.seeder = Seeder(
                 origin,
                 spool,
@@ -458,14 +472,6 @@ class Agent:
                     await self.recorder.written.wait()
         await self._stopping.wait()
         links.cancel()
-
-
-def _origin(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
-    if options.snapshot_from is not None:
-        return ReplicaOrigin(options.snapshot_from)
-    if options.snapshot_file is not None:
-        return FileOrigin(options.snapshot_file)
-    return None
 
 
 def _source_folder(

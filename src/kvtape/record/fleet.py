@@ -46,8 +46,8 @@ _RANKS = (IdentityError, RepositoryError, ServerError, UsageError)
 class Recording:
     """One source of a fleet. agent is the one that runs, or ran last.
 
-    trouble says why none runs; has_begun is set once the first has opened its spool, or
-    failed.
+    trouble says why none runs; has_begun is set once the first has opened its spool,
+    waits for what may pass, or failed.
     """
 
     options: RecordOptions
@@ -148,9 +148,10 @@ class Fleet:
             raise cause_of(group) from group
 
     async def _watch(self, recording: Recording, agent: Agent) -> None:
+        await agent.begun.wait()
+        recording.has_begun.set()
         await agent.opened.wait()
         recording.trouble = None
-        recording.has_begun.set()
         await self._beside(agent)
 
 

@@ -34,6 +34,7 @@ from kvtape.replication.refusal import RefusedError
 from kvtape.replication.replica import LinkError
 from kvtape.server.client import Client, ReplyError, connect, open_client
 from kvtape.server.info import ServerInfo, ask_info
+from kvtape.server.tls import DistrustError
 from kvtape.server.url import HIGHEST_PORT, Address, SentinelUrl, ServerUrl
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Finder:
         self._last: ServerUrl | None = None
         self._is_primary = True  # whether the last one was found as the primary
         self._is_deaf = False  # whether no Sentinel could be followed
+        self._said: set[str] = set()  # since a server was found last
 
     async def find(self) -> ServerUrl:
         """Return the server to record.
@@ -123,7 +125,7 @@ class Finder:
             try:
                 return await self._find(self._address, is_last=False)
             except NotFoundError as error:
-                _log.info("%s; looking again in %.1f s", error, wait)
+                self._say(logging.INFO, f"{error}; looking again")
             await trio.sleep(wait)
         return await self._find(self._address, is_last=True)
 
@@ -153,10 +155,10 @@ class Finder:
                 raise NotFoundError(
                     f"no replica of {address.name} that Sentinel lists is healthy"
                 )
-            _log.warning(
-                "Sentinel lists no healthy replica of %s: recording from its primary, "
-                "until that link ends",
-                address.name,
+            self._say(
+                logging.WARNING,
+                f"Sentinel lists no healthy replica of {address.name}: recording from "
+                "its primary, until that link ends",
             )
         primary = await self._find_primary(address, answers)
         self._is_primary = True
@@ -166,8 +168,15 @@ class Finder:
         if url != self._last:
             role = "primary" if self._is_primary else "replica"
             _log.info("Sentinel names %s, a %s", url.address, role)
+            self._said.clear()
         self._last = url
         return url
+
+    def _say(self, level: int, message: str) -> None:
+        """Log what is found each time anew only once: it may stay so for hours."""
+        if message not in self._said:
+            _log.log(level, "%s", message)
+        self._said.add(message)
 
     async def _find_primary(
         self, address: SentinelUrl, answers: list[Answer]
@@ -184,7 +193,9 @@ class Finder:
             if role == "primary" or (role is None and not rank):
                 return url
             error = error or ServerError("that is a replica by now")
-        if isinstance(error, RefusedError) and not error.is_passing:
+        if isinstance(error, DistrustError) or (
+            isinstance(error, RefusedError) and not error.is_passing
+        ):
             raise error
         host, port = ranked(answers)[0]
         where = address.server(host, port).address
@@ -202,7 +213,7 @@ class Finder:
                 try:
                     info = await _ask_role(url)
                 except ServerError as error:
-                    _log.info("the replica %s: %s", url.address, error)
+                    self._say(logging.INFO, f"the replica {url.address}: {error}")
                     continue
                 is_up = info.fields.get("master_link_status", "up") == "up"
                 if info.server.role in ("replica", None) and is_up:
@@ -237,7 +248,7 @@ class Finder:
             with _in_time(sentinel.address):
                 primary = await _ask_primary(client, address.name)
                 reply = await client.call("SENTINEL", "MASTER", address.name)
-                epoch = int(_fields(reply).get("config-epoch", "0"))
+                epoch = _number(_fields(reply).get("config-epoch", ""))
                 if self._prefer == "primary":
                     return Answer(primary, epoch)
                 reply = await client.call("SENTINEL", "REPLICAS", address.name)
@@ -337,10 +348,10 @@ def healthy(answers: list[Answer], primary: tuple[str, int]) -> list[tuple[str, 
             port, offset = fields.get("port", ""), fields.get("slave-repl-offset", "")
             is_up = not _UNHEALTHY & set(fields.get("flags", "").split(","))
             # What poses as a replica, as kvtape does, may have a port that is none.
-            is_real = port.isdigit() and 0 < int(port) <= HIGHEST_PORT
+            is_real = 0 < _number(port) <= HIGHEST_PORT
             if is_up and is_real and fields.get("master-link-status") == "ok":
                 replica = (fields.get("ip", ""), int(port))
-                offsets[replica] = int(offset) if offset.isdigit() else 0
+                offsets[replica] = _number(offset)
     return sorted(offsets, key=lambda replica: (-offsets[replica], replica))
 
 
@@ -388,12 +399,20 @@ async def _ask_primary(client: Client, name: str) -> tuple[str, int]:
         raise RefusedError(f"the Sentinel {where} wants a password: {_LOGIN}") from None
     match reply:
         case [bytes(host), bytes(port)]:
-            return host.decode(), int(port)
+            return _place(where, host, port)
         case _:
             pass
     masters = await client.call("SENTINEL", "MASTERS")
     known = map(_fields, masters) if isinstance(masters, list) else []
     raise UnknownNameError(where, [fields.get("name", "?") for fields in known])
+
+
+def _place(sentinel: str, host: bytes, port: bytes) -> tuple[str, int]:
+    """Return where a Sentinel says something is; ServerError if that is nowhere."""
+    name, number = host.decode("utf-8", "replace"), _number(port.decode("latin-1"))
+    if not name or not name.isprintable() or not 0 < number <= HIGHEST_PORT:
+        raise ServerError(f"{sentinel} names no address: {host!r}, port {port!r}")
+    return name, number
 
 
 async def _subscribe(client: Client) -> bool:
@@ -409,8 +428,16 @@ async def _subscribe(client: Client) -> bool:
 def _fields(reply: object) -> dict[str, str]:
     """Return a flat list of names and values as what it means."""
     words = reply if isinstance(reply, list) else []
-    texts = [word.decode("utf-8", "replace") for word in words]
+    texts = [
+        word.decode("utf-8", "replace") if isinstance(word, bytes) else ""
+        for word in words
+    ]
     return dict(zip(texts[::2], texts[1::2], strict=False))
+
+
+def _number(text: str) -> int:
+    """Return what a count is; 0 if it is none, or longer than any."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 async def _ask_role(url: ServerUrl) -> ServerInfo:
@@ -426,6 +453,7 @@ async def _ask_role(url: ServerUrl) -> ServerInfo:
                 return info
             match reply:
                 case [bytes(role), *_]:
-                    return ServerInfo({**info.fields, "role": role.decode()})
+                    role_name = role.decode("utf-8", "replace")
+                    return ServerInfo({**info.fields, "role": role_name})
                 case _:
                     return info

@@ -49,6 +49,10 @@ class Tls:
     server_name: str | None = None
 
 
+class DistrustError(ServerError):
+    """One of the two does not trust the other, which waiting does not mend."""
+
+
 class TlsStream(trio.abc.Stream):
     """A connection over TLS that says in words why its server never said one.
 
@@ -120,7 +124,7 @@ class TlsStream(trio.abc.Stream):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _distrusted(cause, self._address, self._tls)
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            return ServerError(_meaning(cause.reason, self._address, self._tls))
+            return DistrustError(_meaning(cause.reason, self._address, self._tls))
         return ServerError(self._hung_up())
 
     def _hung_up(self) -> str:
@@ -139,7 +143,7 @@ class TlsStream(trio.abc.Stream):
         )
 
 
-class WrongNameError(ServerError):
+class WrongNameError(DistrustError):
     """The certificate is to be trusted, and is another server's."""
 
 
@@ -229,38 +233,38 @@ def _must_be_readable(file: Path) -> None:
 
 def _distrusted(
     error: ssl.SSLCertVerificationError, address: str, tls: Tls
-) -> ServerError:
+) -> DistrustError:
     code = error.verify_code
     if code in _WRONG_NAME:
         return WrongNameError(f"the certificate of {address} is of another name")
     if code in _UNKNOWN_CA and tls.ca is None:
-        return ServerError(
+        return DistrustError(
             f"the certificate of {address} is signed by no CA that this machine "
             "trusts: name the CA's file by --tls-ca"
         )
     if code in _UNKNOWN_CA:
-        return ServerError(
+        return DistrustError(
             f"the certificate of {address} is not signed by the CA of {tls.ca}: give "
             "the file of its own CA by --tls-ca"
         )
     if code == _EXPIRED:
-        return ServerError(
+        return DistrustError(
             f"the certificate of {address}, or of its CA, has expired: renew it there"
         )
     if code == _NOT_YET_VALID:
-        return ServerError(
+        return DistrustError(
             f"the certificate of {address} is not valid yet: a clock may be wrong, "
             "there or here"
         )
-    return ServerError(
+    return DistrustError(
         f"the certificate of {address} is not to be trusted: {error.verify_message}"
     )
 
 
-def name_mismatch(address: str, name: str, names: list[str]) -> ServerError:
+def name_mismatch(address: str, name: str, names: list[str]) -> DistrustError:
     """Return the error for a certificate of other names."""
     has = f"for {', '.join(names)}" if names else "without any name that counts"
-    return ServerError(
+    return DistrustError(
         f"the certificate of {address} is {has}, not for {name}: connect by such a "
         "name, or say which one to expect by --tls-server-name"
     )

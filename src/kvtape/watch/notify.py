@@ -5,8 +5,9 @@ that begins with @ is abstract, and the @ stands for a zero byte. sd_notify(3) h
 lines, sd_watchdog_enabled(3) when the watchdog is to be told: half of WATCHDOG_USEC,
 unless WATCHDOG_PID is another process.
 
-READY=1 is said when every source has opened its spool or failed once: a unit that waits
-for a server which is down would be killed for starting too slowly. The watchdog is told
+READY=1 is said when every source has opened its spool, waits for what may pass, or
+failed once: a unit that waits for a server which is down would be killed for starting
+too slowly. The watchdog is told
 from the loop that all recording runs in, so that silence means that it is stuck.
 
 Decided against the package sdnotify: it is this, with less.

@@ -27,6 +27,7 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.events import complete, tell
 from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.resyncs import FullResyncs
+from kvtape.record.options import RecordOptions
 from kvtape.record.seeding.file import FileOrigin
 from kvtape.record.seeding.join import Delivery, JoinError, Wanted, require_info
 from kvtape.record.seeding.replica import ReplicaOrigin
@@ -44,6 +45,15 @@ from kvtape.tape.names import SnapshotName
 from kvtape.tape.point import format_time
 
 _log = logging.getLogger(__name__)
+
+
+def origin_of(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
+    """Return where snapshots are to come from, if not from the primary."""
+    if options.snapshot_from is not None:
+        return ReplicaOrigin(options.snapshot_from)
+    if options.snapshot_file is not None:
+        return FileOrigin(options.snapshot_file)
+    return None
 
 
 @dataclass(slots=True)
