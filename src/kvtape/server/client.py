@@ -140,6 +140,16 @@ async def connect(url: ServerUrl) -> Stream:
         raise name_mismatch(url.address, name, await _names(url)) from error
 
 
+def peer_of(stream: Stream, url: ServerUrl) -> tuple[str, int]:
+    """Return the address at the other end; ServerError if it has reset the link."""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError as error:
+        # An OSError is taken for one of the spool, above.
+        raise ServerError(f"{url.address} went away: {error.strerror}") from error
+    return host, port
+
+
 async def _connect(url: ServerUrl) -> Stream:
     if url.tls is None:
         return await _open(url)

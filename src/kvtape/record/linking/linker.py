@@ -40,7 +40,7 @@ from kvtape.replication.replica import (
     LinkError,
     Replica,
 )
-from kvtape.server.client import connect, open_client
+from kvtape.server.client import connect, open_client, peer_of
 from kvtape.server.info import ServerInfo, ask_with_limits
 from kvtape.server.sentinel import Finder
 from kvtape.server.url import ServerUrl
@@ -151,7 +151,7 @@ class Linker:
         info = self._info = await self._prepare(url, info)
         self.commits.attach(info, self.identity.address, self.clock.now())
         async with await connect(url) as stream:
-            self.peer = stream.socket.getpeername()[:2]
+            self.peer = peer_of(stream, url)
             replid, offset = self._position() or (None, 0)
             replica = Replica(
                 replid,
