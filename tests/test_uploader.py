@@ -16,6 +16,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kvtape.errors import IdentityError, RepositoryError
+from kvtape.record.spooling.position import stored_catalogue
 from kvtape.record.uploading.stored import Stored
 from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.tracker import Summary
@@ -23,7 +24,7 @@ from kvtape.signal import Signal
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
-from kvtape.tape.documents import History, encode
+from kvtape.tape.documents import History, Manifest, Server, encode
 from kvtape.tape.names import HistoryName, SegmentName, SnapshotName, parse
 from kvtape.tape.segment import Header, Mark, Writer
 from tapes import command
@@ -155,6 +156,27 @@ async def test_what_is_queued_later_is_stored_when_it_is_said(
     assert spool.queued() == {}
 
 
+def test_what_is_uploaded_while_it_is_looked_for_is_found(
+    spool: Spool, store: TroubledStore
+) -> None:
+    class Overtaken(TroubledStore):
+        def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+            listing = super().list(prefix, depth)
+            for path in spool.queued():
+                self.put(f"source/{path}", spool.queued_file(path))
+                spool.dequeue(path)
+            return listing
+
+    sizes = (8, 8, "", "REDIS", 9, None, None)
+    manifest = Manifest(REPLID, 1000, TIME, TIME, *sizes, Server())
+    spool.queued_file(SNAPSHOT.manifest).write_bytes(encode(manifest))
+    folder = SourceFolder(Overtaken(store.store.folder), "source")
+    found = stored_catalogue(folder, spool)
+    assert spool.queued() == {}
+    assert list(found.histories) == list(found.segments) == [REPLID]
+    assert [snapshot.name for snapshot in found.snapshots] == [SNAPSHOT]
+
+
 async def test_what_is_queued_while_it_uploads_is_not_missed(
     spool: Spool, store: TroubledStore
 ) -> None:
@@ -214,6 +236,27 @@ async def test_another_recordings_bytes_under_one_of_our_names_end_it(
     with pytest.raises(IdentityError, match="holds something else"):
         await new_uploader(spool, store).run()
     assert SNAPSHOT.rdb in spool.queued()
+
+
+async def test_what_stood_in_the_place_of_ours_may_go_again(
+    spool: Spool, store: TroubledStore, mock_clock: MockClock
+) -> None:
+    def fail(path: str) -> None:
+        # Of the first object, a history: what another agent wrote counts.
+        raise IdentityError("it is there already, and not when it is read")
+
+    store.trouble = fail
+    uploader = new_uploader(spool, store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploader.run)
+        while uploader.error is None:
+            await wait_all_tasks_blocked(0.001)
+        assert "cannot compare" in str(uploader.error)
+        store.trouble = lambda _: None
+        mock_clock.jump(1)
+        while spool.queued():
+            await wait_all_tasks_blocked(0.001)
+        uploader.finish()
 
 
 async def test_what_needs_a_hand_is_said_once_and_asked_about_rarely(

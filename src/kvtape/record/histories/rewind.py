@@ -118,10 +118,12 @@ class Rewinder:
         for stretch in stored.stretches(stored.lineage(replid)):
             for slice_ in stretch.slices:
                 if slice_.start <= shared <= slice_.end:
-                    path = slice_.segment.path
-                    is_queued = self.spool.queued_file(path).exists()
-                    folder = queue if is_queued else self.folder
-                    return _boundary(folder, slice_.segment, shared)
+                    name = slice_.segment
+                    is_queued = self.spool.queued_file(name.path).exists()
+                    if is_queued and (found := _boundary(queue, name, shared)):
+                        return found
+                    # Never queued, or uploaded while it was read.
+                    return _boundary(self.folder, name, shared)
         return None
 
 

@@ -68,15 +68,21 @@ def spooled_position(folder: SourceFolder, spool: Spool) -> Position | None:
 
 def stored_catalogue(folder: SourceFolder, spool: Spool) -> Catalogue:
     """Return what is in the repository and in the queue, together."""
-    return catalogue_of(folder, spool, folder.list())
+    # The queue first: what is uploaded meanwhile is in both, and else in neither.
+    queued = spool.queued()
+    return _catalogue(folder, spool, {**folder.list(), **queued})
 
 
 def catalogue_of(
     folder: SourceFolder, spool: Spool, listing: Mapping[str, int]
 ) -> Catalogue:
     """Return what is in a listing of the repository and in the queue, together."""
-    queued = spool.queued()
-    everything = {**listing, **queued}
+    return _catalogue(folder, spool, {**listing, **spool.queued()})
+
+
+def _catalogue(
+    folder: SourceFolder, spool: Spool, everything: Mapping[str, int]
+) -> Catalogue:
     contents = {
         path: _read(folder, spool, path) for path in catalogue.documents_of(everything)
     }
@@ -140,5 +146,7 @@ def _db_at_end(content: bytes, name: SegmentName) -> int:
 
 
 def _read(folder: SourceFolder, spool: Spool, path: str) -> bytes:
-    file = spool.queued_file(path)
-    return file.read_bytes() if file.exists() else folder.read(path)
+    try:
+        return spool.queued_file(path).read_bytes()
+    except FileNotFoundError:
+        return folder.read(path)  # also if it was uploaded this very moment

@@ -161,7 +161,17 @@ class Uploader:
         began = trio.current_time()
         # A store that does not answer must not keep the program from stopping. An
         # upload that is abandoned harms nobody: it is whole or not there.
-        history = await trio.to_thread.run_sync(self._put, path, abandon_on_cancel=True)
+        try:
+            history = await trio.to_thread.run_sync(
+                self._put, path, abandon_on_cancel=True
+            )
+        except OSError as error:
+            # Of the spool's disk, or what stood in the place of ours is gone again.
+            raise RepositoryError(
+                f"cannot compare {self._spool.queued_file(path)} with what is stored: "
+                f"{error.strerror or error}",
+                is_passing=True,
+            ) from error
         self.uploads += 1
         name = parse(path)
         if isinstance(name, SegmentName):
