@@ -157,6 +157,26 @@ def test_a_full_spool_drops_the_link_and_continues_where_the_backlog_reaches_bac
     assert gaps(tmp_path) == []
 
 
+@pytest.mark.parametrize("server_name", ["redis-7.0"], indirect=True)
+def test_one_command_that_is_longer_than_the_limit_is_recorded_all_the_same(
+    tmp_path: Path, start_server: StartServer, server_name: str
+) -> None:
+    server = start_server(
+        server_name, repl_ping_replica_period="3600", repl_backlog_size="200mb"
+    )
+    with PlainClient(server.client()) as plain:
+        with recording(server, tmp_path, spool_limit=MIB) as taping:
+            before = full_resyncs(plain)
+            write(plain, MIB // 2)
+            # More than the recorder keeps in memory.
+            plain.ask("SET", "key", os.urandom(100 * MIB))
+            end = taping.catch_up()
+            replid = taping.replid
+        assert full_resyncs(plain) == before
+    assert stored_end(tmp_path, replid) >= end
+    assert gaps(tmp_path) == []
+
+
 @OF_EACH_KIND
 def test_a_spool_that_was_full_for_too_long_is_the_reason_of_the_gap(
     tmp_path: Path, start_server: StartServer, server_name: str

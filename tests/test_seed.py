@@ -487,8 +487,12 @@ def test_a_full_resync_that_nobody_asked_for_is_not_taken(
 
 @ONE
 def test_a_replica_that_is_of_no_use_is_said_and_waited_for(
-    server_name: str, start_server: StartServer, tmp_path: Path
+    server_name: str,
+    start_server: StartServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     both = pair(start_server, server_name)
     with PlainClient(both.replica.client()) as plain:
         plain.ask("REPLICAOF", "NO", "ONE")
@@ -504,8 +508,10 @@ def test_a_replica_that_is_of_no_use_is_said_and_waited_for(
         assert taping.agent.session is not None
         assert taping.agent.session.is_online
         assert_spared(before, both.primary)
+        fill(both.primary, 1)
         taping.catch_up()
     assert snapshots(tmp_path) == []
+    assert "stopped: nothing can be restored yet" in caplog.text
 
 
 @ONE

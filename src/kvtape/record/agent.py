@@ -382,7 +382,9 @@ class Agent:
             nursery.cancel_scope.deadline = deadline
         if not nursery.cancel_scope.cancelled_caught:
             replid = self.recorder.replid
-            tell(Stopped(replid, self.journal.stored.get(replid or "")))
+            is_rooted = self.linker.commits.is_rooted
+            stored = self.journal.stored.get(replid or "") if is_rooted else None
+            tell(Stopped(replid, stored))
         else:
             why = f" ({self.uploader.error})" if self.uploader.error else ""
             raise RepositoryError(

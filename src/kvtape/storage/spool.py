@@ -23,7 +23,8 @@ written what is not.
 
 used is what all of that takes, kept up to date by every call that writes or deletes;
 limit is what it may take. The limit is the recording's to respect (require_room()): a
-batch that is received is written even beyond it, rather than lost.
+batch that is received is written even beyond it, rather than lost, and so is a command
+that is longer than it, when nothing else is here.
 """
 
 from __future__ import annotations
@@ -107,12 +108,23 @@ class Spool:
         return self._usage.total
 
     def require_room(self) -> None:
-        """Raise SpoolFullError if the limit is reached."""
-        if (used := self.used) >= self.limit:
+        """Raise SpoolFullError if the limit is reached.
+
+        Not by the only command that is here, though: given back, it would come again.
+        """
+        if (used := self.used) >= self.limit and not self._is_one_command():
             raise SpoolFullError(
                 f"the spool {self.folder} is full: it holds {used} bytes that are not "
                 f"stored yet, and may hold {self.limit} (--spool-limit)"
             )
+
+    def _is_one_command(self) -> bool:
+        segment = self.segment
+        return (
+            segment is not None
+            and segment.writer.boundary <= segment.writer.header.start
+            and self._usage.is_all(self._stream)
+        )
 
     def disk(self) -> tuple[int, int]:
         """Return the size of the disk, and what is free on it."""

@@ -32,6 +32,11 @@ class Usage:
             if (length := self._lengths.pop(file, None)) is not None:
                 self._lengths[target] = length
 
+    def is_all(self, file: Path) -> bool:
+        """Whether there is nothing but this file."""
+        with self._lock:
+            return self.total == self._lengths.get(file, 0)
+
     def drop(self, file: Path) -> None:
         """Say that a file is gone."""
         with self._lock:

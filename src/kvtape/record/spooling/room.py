@@ -106,12 +106,20 @@ class Room:
     def __init__(self, spool: Spool, clock: ReceiptClock) -> None:
         self._spool = spool
         self._clock = clock
+        self._full_at = -1  # the offset at which it was full last
         self._too_little = -1  # so much was free, and a snapshot did not fit into it
 
     async def wait(self, end: Position | None) -> Outage | None:
-        """Return when there is room again; what is written ends at end meanwhile."""
+        """Return when there is room again; what is written ends at end meanwhile.
+
+        A command that did not fit has all the room there is the next time: it was not
+        kept in part, so that it would be sent again and again.
+        """
         spool, since = self._spool, self._clock.now()
-        while spool.used >= _ROOM_AGAIN * spool.limit:  # noqa: ASYNC110
+        at = -1 if end is None else end.offset
+        most = 1 if at == self._full_at else _ROOM_AGAIN * spool.limit
+        self._full_at = at
+        while spool.used >= most:  # noqa: ASYNC110
             await trio.sleep(_LOOK_AGAIN)
         tell(SpoolHasRoom(spool.used, spool.limit))
         if end is None:
