@@ -323,6 +323,50 @@ REPOSITORY = {
 }
 
 
+def test_what_record_would_do_by_the_file_is_checked(
+    folder: Path, start_server: StartServer
+) -> None:
+    server = start_server("valkey-8.1")
+    server.client().config_set("min-replicas-to-write", 1)
+    (folder / "kvtape.toml").write_text(
+        f'repo = "{folder / "repo"}"\n[record]\nack = "hidden"\nspool = "spools"\n'
+        f'[sources.shop]\nurl = "redis://127.0.0.1:{server.port}"\n'
+        'spool-limit = "1MiB"\n'
+    )
+    found = kvtape("check", "--json", "--sample", "0")
+    assert verdicts(found)["min-replicas"] == "warn"
+    assert one(found, "reachability")["verdict"] == "ok"
+    assert "1.0 MiB" in one(found, "spool-space")["message"]
+
+
+def test_of_several_sources_in_the_file_one_is_checked(
+    folder: Path, start_server: StartServer
+) -> None:
+    server = start_server("valkey-8.1", requirepass="a-secret")
+    (folder / "kvtape.toml").write_text(
+        f'repo = "{folder / "repo"}"\n[sources.down]\nurl = "redis://127.0.0.1:1"\n'
+        f'[sources.shop]\nurl = "redis://127.0.0.1:{server.port}"\n'
+    )
+    found = kvtape("check")
+    assert found.status == 2
+    assert "the sources down, shop: say which to check by --source" in found.err
+    env = {"KVTAPE_PASSWORD_SHOP": "a-secret"}
+    shop = kvtape("check", "--json", "--sample", "0", "--source", "shop", env=env)
+    assert verdicts(shop)["reachability"] == "ok"
+    down = kvtape("check", "--json", "--source", "down", env=env)
+    assert "127.0.0.1:1: Connection refused" in one(down, "reachability")["message"]
+
+
+@pytest.mark.parametrize("server_name", ["valkey-8.1"], indirect=True)
+def test_an_announced_endpoint_counts_for_what_is_acknowledged(
+    server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    assert "means hidden" in one(checked(server), "ack")["message"]
+    announced = one(checked(server, "--announce", "127.0.0.1:1"), "ack")
+    assert announced["message"] == "--ack auto with --announce means received here"
+
+
 def test_without_a_server_the_repository_and_the_spool_are_checked() -> None:
     outcome = kvtape("check", "--repo", "repo", *QUICK)
     assert (outcome.status, outcome.err) == (0, "")

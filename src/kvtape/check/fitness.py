@@ -40,7 +40,9 @@ def unknown(name: str, message: str = UNASKED, hint: str = NEEDS_INFO) -> Findin
     return Finding(name, "unknown", message, {}, hint)
 
 
-def fitness(facts: ServerFacts, ack: AckOption) -> Iterator[Finding]:
+def fitness(
+    facts: ServerFacts, ack: AckOption, *, has_endpoint: bool = False
+) -> Iterator[Finding]:
     """Yield what there is to say of a server that answers."""
     yield reachability(facts)
     yield permission(facts)
@@ -48,7 +50,7 @@ def fitness(facts: ServerFacts, ack: AckOption) -> Iterator[Finding]:
     yield role(facts)
     yield cluster(facts)
     yield min_replicas(facts, ack)
-    yield acknowledging(facts, ack)
+    yield acknowledging(facts, ack, has_endpoint=has_endpoint)
     yield sharing(facts)
     yield persistence(facts)
     yield fork_memory(facts)
@@ -186,18 +188,22 @@ def min_replicas(facts: ServerFacts, option: AckOption) -> Finding:
     return Finding(name, "fail", message, measured, hint)
 
 
-def acknowledging(facts: ServerFacts, option: AckOption) -> Finding:
+def acknowledging(
+    facts: ServerFacts, option: AckOption, *, has_endpoint: bool = False
+) -> Finding:
     """Report what record would tell the server that it has."""
     if _counts_replicas(facts) and option == "auto":
         return Finding("ack", "unknown", "nothing can be chosen: see min-replicas")
     try:
-        ack = choose_ack(option, facts.info, facts.address)
+        ack = choose_ack(option, facts.info, facts.address, has_endpoint=has_endpoint)
     except UsageError as error:
         return Finding("ack", "fail", str(error), {"option": option})
     measured = {"option": option, "ack": ack}
     if option == "auto" and facts.who.role is None:
         return unknown("ack", "what --ack auto means depends on its role")
-    return Finding("ack", "ok", f"--ack {option} means {ack} here", measured)
+    given = " with --announce" if has_endpoint else ""
+    message = f"--ack {option}{given} means {ack} here"
+    return Finding("ack", "ok", message, measured)
 
 
 def _counts_replicas(facts: ServerFacts) -> bool:

@@ -68,6 +68,7 @@ class CheckOptions:
     tls: Tls | None = None
     spool_limit: int = DEFAULT_LIMIT
     prefer: Prefer = "primary"
+    has_endpoint: bool = False
 
 
 async def run_checks(options: CheckOptions) -> list[Finding]:
@@ -175,7 +176,8 @@ def _of_server(
         why = "the server was not reached"
         names = [*SERVER_NAMES[1:], *(["resume"] if where is not None else [])]
         return [reachability(facts), *(unknown(name, why, "") for name in names)]
-    return [*fitness(facts, options.ack), *headroom(facts, where)]
+    fit = fitness(facts, options.ack, has_endpoint=options.has_endpoint)
+    return [*fit, *headroom(facts, where)]
 
 
 def _choose(sources: Mapping[str, Source], options: CheckOptions) -> Source | None:

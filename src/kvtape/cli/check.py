@@ -7,15 +7,16 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kvtape.check.finding import Finding, Verdict, worst
 from kvtape.check.survey import CheckOptions, run_checks
 from kvtape.cli import options, output
+from kvtape.cli.config import SourceTable, is_from, params_of, source_tables
 from kvtape.cli.runner import run_unless_signal
-from kvtape.errors import CheckError
+from kvtape.errors import CheckError, UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.server.url import parse_source
 
@@ -31,14 +32,15 @@ _COLOURS: dict[Verdict, str] = {
 
 
 def check(
+    context: typer.Context,
     repo: options.Repo,
     url: Annotated[
         str | None,
         typer.Argument(
             metavar="URL",
-            help="The server, as for record. By default the one that the source was "
-            "recorded from; without one, only the repository and the spool are "
-            "checked.",
+            help="The server, as for record. By default the one that kvtape.toml has "
+            "for record, or that the source was recorded from; without one, only the "
+            "repository and the spool are checked.",
             show_default=False,
         ),
     ] = None,
@@ -62,6 +64,14 @@ def check(
             "this is chosen."
         ),
     ] = "auto",
+    announce: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="What record is told: it decides what --ack auto means.",
+            show_default=False,
+        ),
+    ] = None,
     sample: Annotated[
         str,
         typer.Option(
@@ -86,25 +96,9 @@ def check(
     Nothing is changed on the server, and no snapshot is asked for. Exit status 5 if a
     check fails; 0 if all are ok, warnings, or unknown for lack of permissions.
     """
-    password = options.read_password(password_file)
-    tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
-    address = None
-    if url is not None:
-        address = parse_source(url).with_tls(tls).with_password(password)
-        address = options.with_sentinel_login(
-            address, sentinel_user, sentinel_password_file
-        )
-    chosen = CheckOptions(
-        repo,
-        address,
-        source,
-        spool,
-        ack,
-        options.parse_duration(sample),
-        password,
-        tls,
-        options.parse_size(spool_limit),
-        prefer,
+    table = _table(context, source)
+    chosen = _check_options(
+        context.params if table is None else params_of(context, table)
     )
     console = output.stderr_console()
     with console.status("checking") if console.is_terminal else nullcontext():
@@ -117,6 +111,51 @@ def check(
     failed = [finding.name for finding in findings if finding.verdict == "fail"]
     if failed:
         raise CheckError(f"failed: {', '.join(failed)}")
+
+
+def _table(context: typer.Context, source: str | None) -> SourceTable | None:
+    """Return the [sources.NAME] table of the server that is meant, if it has one."""
+    tables = source_tables(context)
+    if is_from(context, "url", "COMMANDLINE"):
+        return None
+    if source is not None:
+        return next((table for table in tables if table.name == source), None)
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables)
+        raise UsageError(
+            f"kvtape.toml has the sources {names}: say which to check by --source"
+        )
+    return tables[0] if tables else None
+
+
+def _check_options(params: dict[str, Any]) -> CheckOptions:
+    password = options.read_password(params["password_file"], source=params["source"])
+    tls = options.tls(
+        params["tls_ca"],
+        params["tls_cert"],
+        params["tls_key"],
+        params["tls_server_name"],
+        any_name=params["tls_any_name"],
+    )
+    address = None
+    if params["url"] is not None:
+        address = parse_source(params["url"]).with_tls(tls).with_password(password)
+        address = options.with_sentinel_login(
+            address, params["sentinel_user"], params["sentinel_password_file"]
+        )
+    return CheckOptions(
+        params["repo"],
+        address,
+        params["source"],
+        params["spool"],
+        params["ack"],
+        options.parse_duration(params["sample"]),
+        password,
+        tls,
+        options.parse_size(params["spool_limit"]),
+        params["prefer"],
+        options.parse_announced(params["announce"]) is not None,
+    )
 
 
 def document(findings: Sequence[Finding]) -> dict[str, object]:

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -44,7 +45,7 @@ _OF_THE_PROCESS = {"source", "metrics", "ready-max-lag", "log-format", "verbose"
 
 # Verbs that are about what another verb does: its options are theirs, where they have
 # them, and their own table stands over it.
-_ABOUT = {"status": "record"}
+_ABOUT = {"status": "record", "check": "record"}
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -81,6 +82,39 @@ def source_tables(context: typer.Context) -> list[SourceTable]:
     """Return the [sources.NAME] tables of the file that was read."""
     tables: list[SourceTable] = context.meta.get(_SOURCES, [])
     return tables
+
+
+def params_of(context: typer.Context, table: SourceTable) -> dict[str, Any]:
+    """Return the parameters that the running verb, record or check, has for a source.
+
+    What stands on the command line is laid over its table, and that over the rest.
+    """
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if is_from(context, name, "COMMANDLINE")
+    }
+    spool, path = context.params["spool"], context.params["config"]
+    arguments = [] if path is None else ["--config", str(path)]
+    try:
+        parsed = context.command.make_context(
+            context.command.name, arguments, parent=context.parent, obj=table
+        )
+    except typer.BadParameter as error:
+        raise UsageError(f"[sources.{table.name}]: {error.format_message()}") from None
+    params = parsed.params | given | {"source": table.name}
+    if spool is not None and "spool" not in table.values:
+        # Each needs a folder of its own.
+        params["spool"] = spool / table.name
+    if params["url"] is None:
+        raise UsageError(f"[sources.{table.name}] has no url")
+    return params
+
+
+def is_from(context: typer.Context, name: str, origin: str) -> bool:
+    """Whether a parameter's value is from the command line, a file or elsewhere."""
+    found = context.get_parameter_source(name)
+    return found is not None and found.name == origin
 
 
 def _take_sources(

@@ -12,7 +12,7 @@ import typer
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
-from kvtape.server.url import Address, SentinelUrl
+from kvtape.server.url import Address, SentinelUrl, parse_address
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -62,6 +62,19 @@ def read_password(
     if not password:
         raise UsageError(f"the password file {file} is empty")
     return password
+
+
+def parse_announced(text: str | None) -> tuple[str, int] | None:
+    """Read the HOST:PORT of --announce."""
+    if text is None:
+        return None
+    host, port = parse_address(text)
+    if not host or not port:
+        raise UsageError(
+            f"--announce {text!r} lacks a host or a port: give the HOST:PORT at which "
+            "the primary can reach this machine"
+        )
+    return host, port
 
 
 def tls(
@@ -140,6 +153,16 @@ PasswordFile = Annotated[
         "--password-file",
         metavar="FILE",
         help="The server's password; KVTAPE_PASSWORD is the other safe way.",
+        show_default=False,
+    ),
+]
+
+Announce = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Listen there for a primary or Sentinel that takes kvtape for a replica, "
+        "and tell them that it cannot be promoted. They must be able to connect to it.",
         show_default=False,
     ),
 ]

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvtape.cli import options, output
-from kvtape.cli.config import SourceTable, source_tables
+from kvtape.cli.config import is_from, params_of, source_tables
 from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run_until_signal
 from kvtape.cli.status import status_line
@@ -25,7 +25,6 @@ from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import (
     Address,
     ServerUrl,
-    parse_address,
     parse_source,
     parse_url,
 )
@@ -79,16 +78,7 @@ def record(
             "auto is received on a replica and with --announce, else hidden."
         ),
     ] = "auto",
-    announce: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Listen there for a primary or Sentinel that takes kvtape for a "
-            "replica, and tell them that it cannot be promoted. They must be able to "
-            "connect to it.",
-            show_default=False,
-        ),
-    ] = None,
+    announce: options.Announce = None,
     flush_interval: Annotated[
         str,
         typer.Option(
@@ -243,22 +233,12 @@ def _replica(text: str, server: Address) -> ServerUrl:
     return replica
 
 
-def _announced(text: str) -> tuple[str, int]:
-    host, port = parse_address(text)
-    if not host or not port:
-        raise UsageError(
-            f"--announce {text!r} lacks a host or a port: give the HOST:PORT at which "
-            "the primary can reach this machine"
-        )
-    return host, port
-
-
 def _sources(
     context: typer.Context, url: str | None, source: str | None
 ) -> list[dict[str, Any]]:
     """Return the parameters of each source: those given here, over its own table."""
     tables = source_tables(context)
-    if url is not None and not _is_from(context, "url", "DEFAULT_MAP"):
+    if url is not None and not is_from(context, "url", "DEFAULT_MAP"):
         tables = []
     if url is not None and tables:
         raise UsageError(
@@ -276,41 +256,7 @@ def _sources(
     if not chosen:
         names = ", ".join(table.name for table in tables)
         raise UsageError(f"kvtape.toml has no source {source}, but {names}")
-    return [_params(context, table) for table in chosen]
-
-
-def _params(context: typer.Context, table: SourceTable) -> dict[str, Any]:
-    """Return the parameters that record has for a source."""
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if _is_from(context, name, "COMMANDLINE")
-    }
-    spool = context.params["spool"]
-    try:
-        parsed = context.command.make_context(
-            "record", _config_of(context), parent=context.parent, obj=table
-        )
-    except typer.BadParameter as error:
-        raise UsageError(f"[sources.{table.name}]: {error.format_message()}") from None
-    params = parsed.params | given | {"source": table.name}
-    if spool is not None and "spool" not in table.values:
-        # Each needs a folder of its own.
-        params["spool"] = spool / table.name
-    if params["url"] is None:
-        raise UsageError(f"[sources.{table.name}] has no url")
-    return params
-
-
-def _is_from(context: typer.Context, name: str, origin: str) -> bool:
-    """Whether a parameter's value is from the command line, a file or elsewhere."""
-    found = context.get_parameter_source(name)
-    return found is not None and found.name == origin
-
-
-def _config_of(context: typer.Context) -> list[str]:
-    path = context.params["config"]
-    return [] if path is None else ["--config", str(path)]
+    return [params_of(context, table) for table in chosen]
 
 
 def _record_options(params: dict[str, Any]) -> RecordOptions:
@@ -355,7 +301,7 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
         params["prefer"],
         replica,
         params["snapshot_file"],
-        None if params["announce"] is None else _announced(params["announce"]),
+        options.parse_announced(params["announce"]),
     )
 
 
