@@ -83,6 +83,7 @@ class Agent:
         self.opened = trio.Event()
         self.is_ready = False
         self._finder = Finder(options.url, options.prefer)
+        self._origin = origin_of(options.snapshot_from, options.snapshot_file)
         self._folder: SourceFolder
         self._queued = Signal()
         self._stopping = trio.Event()
@@ -292,7 +293,7 @@ class Agent:
             addresses = {self.options.url.address}
             # Whether a snapshot leads up to it is not known either, and with another
             # origin of snapshots it must be.
-            if position is None or origin_of(self.options) is not None:
+            if position is None or self._origin is not None:
                 return False
         if is_reached:
             note_stored(self.journal, stored, self.spool)
@@ -341,7 +342,7 @@ class Agent:
             self.uploader,
             HIDDEN if self.endpoint is None else self.endpoint.announced,
         )
-        if (origin := origin_of(options)) is not None:
+        if (origin := self._origin) is not None:
             self.linker.seeder = Seeder(
                 origin,
                 spool,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 
@@ -27,7 +28,6 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.events import complete, tell
 from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.resyncs import FullResyncs
-from kvtape.record.options import RecordOptions
 from kvtape.record.seeding.file import FileOrigin
 from kvtape.record.seeding.join import Delivery, JoinError, Wanted, require_info
 from kvtape.record.seeding.replica import ReplicaOrigin
@@ -38,6 +38,7 @@ from kvtape.record.spooling.room import Room
 from kvtape.record.spooling.snapshot import SnapshotReceiver
 from kvtape.replication.replica import FullResync, LinkError
 from kvtape.server.info import ServerInfo
+from kvtape.server.url import ServerUrl
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool, SpoolFullError
 from kvtape.tape.documents import Server
@@ -47,13 +48,13 @@ from kvtape.tape.point import format_time
 _log = logging.getLogger(__name__)
 
 
-def origin_of(options: RecordOptions) -> ReplicaOrigin | FileOrigin | None:
+def origin_of(
+    replica: ServerUrl | None, file: Path | None
+) -> ReplicaOrigin | FileOrigin | None:
     """Return where snapshots are to come from, if not from the primary."""
-    if options.snapshot_from is not None:
-        return ReplicaOrigin(options.snapshot_from)
-    if options.snapshot_file is not None:
-        return FileOrigin(options.snapshot_file)
-    return None
+    if replica is not None:
+        return ReplicaOrigin(replica)
+    return None if file is None else FileOrigin(file)
 
 
 @dataclass(slots=True)
