@@ -20,7 +20,7 @@ import trio.testing
 from conftest import IN_CI
 from kvtape.errors import UsageError
 from kvtape.record.journal import UPLOAD_BOUNDS, Durations, Journal
-from kvtape.watch.lookout import summary
+from kvtape.watch.fleet import summary
 from kvtape.watch.metrics import Reading, exposition
 from kvtape.watch.pages import readyz, serve
 from kvtape.watch.status import status_of
@@ -117,13 +117,13 @@ async def test_the_metrics_of_a_recording_are_those_of_the_docs(
     tmp_path: Path, server_name: str, start_server: StartServer
 ) -> None:
     server = start_server(server_name)
-    async with watched(options_for(server, tmp_path)) as lookout:
+    async with watched(options_for(server, tmp_path)) as watched_fleet:
         with server.client() as client:
-            await until(lookout, lambda one: one.stored_offset is not None)
+            await until(watched_fleet, lambda one: one.stored_offset is not None)
             client.set("key", "value")
-        status = await until(lookout, is_stored)
+        status = await until(watched_fleet, is_stored)
         async with trio.open_nursery() as nursery:
-            port: int = await nursery.start(serve, lookout, "127.0.0.1:0", 60.0)
+            port: int = await nursery.start(serve, watched_fleet, "127.0.0.1:0", 60.0)
             code, content = await get(port, "/metrics")
             ready = await get(port, "/readyz")
             health = await get(port, "/healthz")

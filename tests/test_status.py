@@ -47,13 +47,13 @@ async def test_a_status_tells_of_a_recording_what_an_operator_asks(
     tmp_path: Path, server_name: str, start_server: StartServer
 ) -> None:
     server = start_server(server_name)
-    async with watched(options_for(server, tmp_path)) as lookout:
-        await until(lookout, lambda status: status.stored_offset is not None)
+    async with watched(options_for(server, tmp_path)) as watched_fleet:
+        await until(watched_fleet, lambda status: status.stored_offset is not None)
         with server.client() as client:
             client.set("key", "value")
             offset = client.info("replication")["master_repl_offset"]
         status = await until(
-            lookout, lambda one: is_stored(one) and one.received_offset == offset
+            watched_fleet, lambda one: is_stored(one) and one.received_offset == offset
         )
         asked = await trio.to_thread.run_sync(ask_status, tmp_path / "spool")
         mode = (tmp_path / "spool" / NAME).stat().st_mode
@@ -83,14 +83,14 @@ async def test_a_gap_is_open_from_the_loss_of_the_position_to_the_next_snapshot(
 ) -> None:
     server = start_server(server_name)
     options = options_for(server, tmp_path)
-    async with watched(options) as lookout:
-        await until(lookout, lambda one: one.stored_offset is not None)
+    async with watched(options) as watched_fleet:
+        await until(watched_fleet, lambda one: one.stored_offset is not None)
         with server.client() as client:
             client.set("key", "value")
-            await until(lookout, is_stored)
+            await until(watched_fleet, is_stored)
             client.execute_command("DEBUG", "CHANGE-REPL-ID")
             client.execute_command("CLIENT", "KILL", "TYPE", "replica")
-        status = await until(lookout, lambda one: one.open_gap is not None)
+        status = await until(watched_fleet, lambda one: one.open_gap is not None)
         assert status.phase == "waiting"
         assert any("a gap is open" in problem for problem in status.problems)
         assert any("full resyncs were begun" in one for one in unready(status, 1e9))
@@ -106,23 +106,23 @@ async def test_what_is_not_stored_is_at_risk_and_says_why(
 ) -> None:
     monkeypatch.setattr(uploader, "_BY_HAND", 0.01)
     server = start_server(server_name)
-    async with watched(options_for(server, tmp_path)) as lookout:
-        await until(lookout, lambda one: one.stored_offset is not None)
+    async with watched(options_for(server, tmp_path)) as watched_fleet:
+        await until(watched_fleet, lambda one: one.stored_offset is not None)
         stream = tmp_path / "repo" / "shop" / "stream"
         stream.write_text("in the way of a folder")
         with server.client() as client:
             client.set("key", "value")
-        status = await until(lookout, lambda one: one.upload_error is not None)
+        status = await until(watched_fleet, lambda one: one.upload_error is not None)
         assert status.queue_length
         assert status.lag_bytes
         first = status.lag_seconds
         assert first is not None
-        status = await until(lookout, lambda one: (one.lag_seconds or 0) > first)
+        status = await until(watched_fleet, lambda one: (one.lag_seconds or 0) > first)
         assert any("not storing" in problem for problem in status.problems)
         assert sum(status.upload_errors.values()) > 0
         assert status.last_error is not None
         stream.unlink()
-        status = await until(lookout, is_stored)
+        status = await until(watched_fleet, is_stored)
         assert (status.upload_error, status.queue_length) == (None, 0)
 
 
@@ -131,9 +131,9 @@ async def test_the_headroom_is_what_the_backlog_covers_at_the_rate_of_writes(
     tmp_path: Path, server_name: str, start_server: StartServer
 ) -> None:
     server = start_server(server_name, repl_backlog_size="1mb")
-    async with watched(options_for(server, tmp_path)) as lookout:
-        await until(lookout, lambda one: one.stored_offset is not None)
-        agent = lookout.fleet.recordings[0].agent
+    async with watched(options_for(server, tmp_path)) as watched_fleet:
+        await until(watched_fleet, lambda one: one.stored_offset is not None)
+        agent = watched_fleet.fleet.recordings[0].agent
         assert agent is not None
         headroom = Headroom()
         async with trio.open_nursery() as nursery:
@@ -161,9 +161,9 @@ async def test_without_the_permission_to_ask_the_headroom_is_unknown(
             options_for(server, tmp_path),
             url=ServerUrl("127.0.0.1", server.port, "tape", "secret"),
         )
-        async with watched(chosen) as lookout:
-            await until(lookout, lambda one: one.stored_offset is not None)
-            agent = lookout.fleet.recordings[0].agent
+        async with watched(chosen) as watched_fleet:
+            await until(watched_fleet, lambda one: one.stored_offset is not None)
+            agent = watched_fleet.fleet.recordings[0].agent
             assert agent is not None
             headroom = Headroom()
             async with trio.open_nursery() as nursery:

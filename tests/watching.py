@@ -11,7 +11,7 @@ import trio
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import ServerUrl
-from kvtape.watch.lookout import Lookout
+from kvtape.watch.fleet import WatchedFleet
 from kvtape.watch.status import Status
 from servers import Server
 
@@ -28,19 +28,21 @@ def options_for(server: Server, folder: Path) -> RecordOptions:
 
 
 @asynccontextmanager
-async def watched(options: RecordOptions) -> AsyncIterator[Lookout]:
+async def watched(options: RecordOptions) -> AsyncIterator[WatchedFleet]:
     """Record, and be watched, until this is left."""
-    lookout = Lookout([options])
+    watched_fleet = WatchedFleet([options])
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lookout.fleet.run)
-            yield lookout
-            lookout.fleet.stop()
+            nursery.start_soon(watched_fleet.fleet.run)
+            yield watched_fleet
+            watched_fleet.fleet.stop()
 
 
-async def until(lookout: Lookout, condition: Callable[[Status], bool]) -> Status:
+async def until(
+    watched_fleet: WatchedFleet, condition: Callable[[Status], bool]
+) -> Status:
     """Wait for a status of the only source."""
-    while not condition(status := lookout.statuses()[0]):  # noqa: ASYNC110
+    while not condition(status := watched_fleet.statuses()[0]):  # noqa: ASYNC110
         await trio.sleep(0.002)
     return status
 

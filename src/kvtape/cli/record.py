@@ -28,7 +28,7 @@ from kvtape.server.url import (
     parse_source,
     parse_url,
 )
-from kvtape.watch.lookout import Lookout, summary
+from kvtape.watch.fleet import WatchedFleet, summary
 from kvtape.watch.notify import find_notifier
 
 _REFRESH = 0.25
@@ -189,30 +189,30 @@ def record(
     set_up_logging(
         console, verbose=verbose, as_json=log_format == "json", named=len(chosen) > 1
     )
-    lookout = Lookout(chosen)
+    watched = WatchedFleet(chosen)
     notifier = find_notifier(os.environ)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             if metrics is not None:
-                await nursery.start(_serve, lookout, metrics, most_at_risk)
+                await nursery.start(_serve, watched, metrics, most_at_risk)
             if notifier is not None:
-                nursery.start_soon(lookout.notify, notifier)
+                nursery.start_soon(watched.notify, notifier)
             if console.is_terminal and log_format == "text":
-                nursery.start_soon(_show, lookout, console)
-            await lookout.fleet.run()
+                nursery.start_soon(_show, watched, console)
+            await watched.fleet.run()
             nursery.cancel_scope.cancel()
 
     def stop() -> None:
         if notifier is not None:
             notifier.tell_stopping()
-        lookout.fleet.stop()
+        watched.fleet.stop()
 
     run_until_signal(main, stop)
 
 
 async def _serve(
-    lookout: Lookout,
+    watched: WatchedFleet,
     address: str,
     most_at_risk: float,
     task_status: trio.TaskStatus[int],
@@ -220,7 +220,7 @@ async def _serve(
     """Serve the metrics; what that takes is imported by who wants it only."""
     from kvtape.watch import pages
 
-    await pages.serve(lookout, address, most_at_risk, task_status=task_status)
+    await pages.serve(watched, address, most_at_risk, task_status=task_status)
 
 
 def _replica(text: str, server: Address) -> ServerUrl:
@@ -305,12 +305,12 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
     )
 
 
-async def _show(lookout: Lookout, console: Console) -> None:
+async def _show(watched: WatchedFleet, console: Console) -> None:
     """Keep a line about the recording at the bottom of a terminal."""
     received: list[int] = []
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
-            now = lookout.statuses()
+            now = watched.statuses()
             total = sum(one.received_offset or 0 for one in now)
             received = [*received[-_AVERAGED:], total]
             rate = max(0, received[-1] - received[0]) / _REFRESH

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import trio
 
 from kvtape.watch import metrics
-from kvtape.watch.lookout import Lookout
+from kvtape.watch.fleet import WatchedFleet
 from kvtape.watch.status import Status, unready
 from kvtape.watch.web import Page, listen, serve_pages
 
 
 async def serve(
-    lookout: Lookout,
+    watched: WatchedFleet,
     address: str,
     most_at_risk: float,
     *,
@@ -31,26 +31,26 @@ async def serve(
     task_status.started(listeners[0].socket.getsockname()[1])
 
     def exposition() -> Page:
-        return Page(200, metrics.exposition(_readings(lookout)), metrics.CONTENT_TYPE)
+        return Page(200, metrics.exposition(_readings(watched)), metrics.CONTENT_TYPE)
 
     await serve_pages(
         listeners,
         {
             "/metrics": exposition,
             "/healthz": _healthz,
-            "/readyz": lambda: readyz(lookout.statuses(), most_at_risk),
+            "/readyz": lambda: readyz(watched.statuses(), most_at_risk),
         },
     )
 
 
-def _readings(lookout: Lookout) -> list[metrics.Reading]:
+def _readings(watched: WatchedFleet) -> list[metrics.Reading]:
     return [
         metrics.Reading(
-            lookout.status(one),
+            watched.status(one),
             one.journal.uploads,
             None if (last := one.journal.last_snapshot) is None else last.time,
         )
-        for one in lookout.fleet.recordings
+        for one in watched.fleet.recordings
     ]
 
 

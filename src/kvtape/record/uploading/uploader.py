@@ -21,8 +21,8 @@ from kvtape.errors import IdentityError, RepositoryError, VerificationError
 from kvtape.record.backoff import Backoff
 from kvtape.record.events import FileStored, UploadsFail, UploadsRecover, tell
 from kvtape.record.spooling.position import stored_catalogue
+from kvtape.record.uploading.comparison import Comparison, first_difference
 from kvtape.record.uploading.stored import Stored, stored_before
-from kvtape.record.uploading.witness import Witness, first_difference
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder
 from kvtape.storage.spool import Spool
@@ -81,7 +81,7 @@ class Uploader:
         self._folder = folder
         self._queued = queued
         self._unconfirmed = unconfirmed
-        self._witness = Witness(folder)
+        self._comparison = Comparison(folder)
         self._compare_at = 0.0
         self._finishing = trio.Event()
 
@@ -106,7 +106,9 @@ class Uploader:
             if is_finishing:
                 return
             backoff.reset()
-            with trio.move_on_at(self._compare_at if self._witness.unchecked else _FAR):
+            with trio.move_on_at(
+                self._compare_at if self._comparison.unchecked else _FAR
+            ):
                 await next_queued.wait()
 
     def _note_error(self, error: RepositoryError) -> None:
@@ -175,7 +177,7 @@ class Uploader:
         self.uploads += 1
         name = parse(path)
         if isinstance(name, SegmentName):
-            self._witness.unchecked.append(name)
+            self._comparison.unchecked.append(name)
         # Not before it is stored: a crash between the two uploads it again, and finds
         # the same content in its place.
         try:
@@ -249,8 +251,8 @@ class Uploader:
     async def _compare(self, *, is_finishing: bool) -> None:
         """Compare what was stored with what others stored, if it is time to."""
         is_due = is_finishing or trio.current_time() >= self._compare_at
-        if self._witness.unchecked and is_due:
-            check = self._witness.check
+        if self._comparison.unchecked and is_due:
+            check = self._comparison.check
             await trio.to_thread.run_sync(check, abandon_on_cancel=True)
             self._compare_at = trio.current_time() + _COMPARE
 

@@ -36,7 +36,7 @@ _APART = 30 * 60 * 1000
 
 
 @dataclass(slots=True)
-class Witness:
+class Comparison:
     """Compares what this agent stored with what others did.
 
     unchecked are the segments that it stored and did not compare yet.

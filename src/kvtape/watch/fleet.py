@@ -20,7 +20,7 @@ from kvtape.watch.status import Status, status_of
 from kvtape.watch.status_socket import serve_status
 
 
-class Lookout:
+class WatchedFleet:
     """A fleet, and those who ask what it does."""
 
     def __init__(self, options: Sequence[RecordOptions]) -> None:
