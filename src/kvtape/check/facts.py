@@ -40,10 +40,10 @@ class Position:
 class ServerFacts:
     """What a server let itself be asked, before and after an interval.
 
-    who is known also where INFO is not allowed. settings has what CONFIG GET told;
-    may what is known of the user's commands, and refusal what the server said where it
-    refused one. clock_offset is the server's clock minus
-    ours, in seconds, and round_trip how far off that can be, twice.
+    who is known also where INFO is not allowed. settings has what CONFIG GET told; may
+    what is known of the user's commands, and refusal what the server said where it
+    refused one. clock_offset is the server's clock minus ours, in seconds, and
+    round_trip how far off that can be, twice.
     """
 
     address: str

@@ -73,7 +73,7 @@ def position(catalogue: Catalogue | None, folder: Path) -> Position | None:
 
     An agent that records meanwhile may be further by now. Blocks.
     """
-    if (written := _written(folder / "recording" / "stream.seg")) is not None:
+    if (written := _written(Spool(folder).segment_file)) is not None:
         return written
     replid = None if catalogue is None else catalogue.newest_history()
     end = None if catalogue is None or replid is None else catalogue.end(replid)

@@ -58,6 +58,10 @@ class Trouble:
     reason: str
 
 
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
 @dataclass(slots=True)
 class Durations:
     """How long something took: the counts of a histogram, the last beyond all."""
@@ -80,8 +84,8 @@ class Journal:
     """The counts of one source. Times are in ms since the epoch."""
 
     source: str
-    began: int = field(default_factory=lambda: int(time.time() * 1000))
-    changed: int = field(default_factory=lambda: int(time.time() * 1000))
+    began: int = field(default_factory=_now)
+    changed: int = field(default_factory=_now)
     history_reason: HistoryReason | None = None
     _next_reason: HistoryReason | None = None  # once the snapshot is whole
     # What the repository holds of each history, and when the newest of it was received.
@@ -102,7 +106,7 @@ class Journal:
     def note(self, event: Event) -> None:
         """Keep what follows from an event."""
         if isinstance(event, _CHANGES) and not getattr(event, "is_repeated", False):
-            self.changed = int(time.time() * 1000)
+            self.changed = _now()
         match event:
             case (
                 LinkLost()
@@ -136,7 +140,7 @@ class Journal:
         | UploadsFail
         | FullResyncPostponed,
     ) -> None:
-        self.last_trouble = Trouble(int(time.time() * 1000), event.reason)
+        self.last_trouble = Trouble(_now(), event.reason)
 
     def _note_link(self, event: Event) -> None:
         match event:

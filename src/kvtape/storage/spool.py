@@ -103,6 +103,11 @@ class Spool:
         self._usage = Usage()
 
     @property
+    def segment_file(self) -> Path:
+        """Where the open segment is. To look needs no lock; its end may be torn."""
+        return self._stream
+
+    @property
     def used(self) -> int:
         """How many bytes are in recording/ and queue/."""
         return self._usage.total

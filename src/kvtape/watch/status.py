@@ -4,12 +4,12 @@ status_of() only reads, and asks nobody: neither disk nor server. So it can be c
 at any moment, and says the same to everyone who looks.
 
 What is at risk (lag_seconds) is how far back the oldest write may lie that would be
-lost if this machine were gone now. While the stream flows that is the age of the oldest
-write that was received and is not in the repository, or the time since the primary was
-heard last, whichever is longer: an idle primary pings every 10 s, and what it says
-between these is not known to be nothing. While the newest snapshot is not stored, what
-follows it is worth nothing yet, and everything since the newest stored byte of the
-history before it is at risk. Nothing stored at all: None.
+lost if this machine and the server were gone now. While the stream flows that is the
+age of the oldest write that was received and is not in the repository, or the time
+since the primary was heard last, whichever is longer: an idle primary pings every 10 s,
+and what it says between these is not known to be nothing. While the newest snapshot is
+not stored, what follows it is worth nothing yet, and everything since the newest stored
+byte of the history before it is at risk. Nothing stored at all: None.
 
 Decided against: the age of the newest stored byte. It is the same under steady writes,
 but after an idle hour it is an hour, though nothing is at risk.
