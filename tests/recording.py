@@ -12,9 +12,9 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import trio
 import zstandard
@@ -299,30 +299,51 @@ class Taping:
             raise self._error
 
 
-@contextmanager
-def taping(
-    server: Server,
-    repository: Path,
-    *,
-    password: str | None = None,
-    url: ServerUrl | None = None,
-) -> Iterator[Taping]:
-    """Record a server; it is online when this is entered, and stored when left."""
+def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
+    """Return options to record what is at a port into folder/repo, in small steps."""
     options = RecordOptions(
-        url or ServerUrl("127.0.0.1", server.port, password=password),
-        str(repository),
+        ServerUrl("127.0.0.1", port),
+        str(folder / "repo"),
         SOURCE,
-        repository.with_name(f"{repository.name}-spool"),
-        ack="received",
-        limits=Limits(flush_interval=0.01, upload_interval=1.0),
+        folder / "spool",
+        limits=Limits(flush_interval=0.01, upload_interval=0.3),
         full_resyncs_per_hour=100,
     )
-    recording = Taping(server, repository, Agent(options))
+    return replace(options, **changes)
+
+
+@contextmanager
+def taping_by(options: RecordOptions, server: Server) -> Iterator[Taping]:
+    """Record a server; it is online when this is entered, and stored when left."""
+    tape = Taping(server, Path(options.repository), Agent(options))
     try:
-        recording.wait_until_online()
-        yield recording
+        tape.wait_until_online()
+        yield tape
     finally:
-        recording.stop()
+        tape.stop()
+
+
+@contextmanager
+def recording(server: Server, folder: Path, **changes: Any) -> Iterator[Taping]:  # noqa: ANN401
+    """Record a server by options_for its port."""
+    with taping_by(options_for(server.port, folder, **changes), server) as tape:
+        yield tape
+
+
+@contextmanager
+def taping(
+    server: Server, repository: Path, *, url: ServerUrl | None = None
+) -> Iterator[Taping]:
+    """Record a server into a repository, and have it acknowledged."""
+    with recording(
+        server,
+        repository.parent,
+        url=url or ServerUrl("127.0.0.1", server.port),
+        repository=str(repository),
+        spool=repository.with_name(f"{repository.name}-spool"),
+        ack="received",
+    ) as tape:
+        yield tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +393,7 @@ def _record(name: str, repository: Path) -> Recorded:
         plain.exchange([("SET", "pending", 10, "PX", PENDING_MS), ("SELECT", 9)])
         plain.exchange([("SET", "nine", 1), ("RPUSH", "list", *range(200))])
         with (
-            taping(server, repository) as recording,
+            taping(server, repository) as tape,
             Workload("127.0.0.1", server.port, 1, name, field_ttls="long") as work,
         ):
             plain.exchange(
@@ -394,5 +415,5 @@ def _record(name: str, repository: Path) -> Recorded:
             work.step(200)
             end = Moment(*stable_fingerprint(server.client()))
             wait_until(lambda: plain.ask("EXISTS", "witness") == 0)
-            replid = recording.replid
+            replid = tape.replid
     return Recorded(name, repository, replid, middle, end)

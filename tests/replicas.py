@@ -29,3 +29,9 @@ def attach(replica: Server, primary: Server) -> None:
     with PlainClient(replica.client()) as plain:
         plain.ask("REPLICAOF", "127.0.0.1", primary.port)
         wait_until(lambda: plain.info("replication")["master_link_status"] == "up")
+
+
+def offset_of(server: Server) -> int:
+    """Return how far a server's stream has come."""
+    with PlainClient(server.client()) as plain:
+        return int(plain.info("replication")["master_repl_offset"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,14 @@ import pytest
 from kvtape.errors import RepositoryError
 from kvtape.record import agent as agent_module
 from kvtape.record import backoff as backoff_module
-from kvtape.record.agent import Agent
 from kvtape.record.linking import linker as linker_module
-from kvtape.record.options import RecordOptions
 from kvtape.record.spooling import room as room_module
 from kvtape.record.spooling.recorder import Limits
 from kvtape.record.uploading import uploader as uploader_module
-from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
-from recording import Taping
+from recording import SOURCE, Taping, options_for, taping_by
 from replicas import wait_until
-from servers import Server, StartServer
+from servers import Server, StartServer, quiet
 from small_disk import small_disk
 from tapes import documents_of, stream_of
 
@@ -32,7 +29,6 @@ pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
 VALUE = 128 * 1024
-SOURCE = "source"
 
 OF_EACH_KIND = pytest.mark.parametrize(
     "server_name", ["redis-6.2", "redis-7.0", "valkey-9.1"], indirect=True
@@ -50,23 +46,13 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linker_module, "_ASK_AGAIN", 0.05)
 
 
-@contextmanager
-def recording(server: Server, folder: Path, **changes: Any) -> Iterator[Taping]:  # noqa: ANN401
-    options = RecordOptions(
-        ServerUrl("127.0.0.1", server.port),
-        str(folder / "repo"),
-        SOURCE,
-        changes.pop("spool", folder / "spool"),
-        limits=Limits(flush_interval=0.01, upload_interval=0.2, segment_size=4 * MIB),
-        full_resyncs_per_hour=100,
-        **changes,
-    )
-    taping = Taping(server, folder / "repo", Agent(options))
-    try:
-        taping.wait_until_online()
-        yield taping
-    finally:
-        taping.stop()
+def recording(
+    server: Server,
+    folder: Path,
+    **changes: Any,  # noqa: ANN401
+) -> AbstractContextManager[Taping]:
+    limits = Limits(flush_interval=0.01, upload_interval=0.2, segment_size=4 * MIB)
+    return taping_by(options_for(server.port, folder, limits=limits, **changes), server)
 
 
 @contextmanager
@@ -114,7 +100,7 @@ def gaps(folder: Path) -> list[Any]:
 def test_while_the_repository_is_gone_the_primary_keeps_nothing_for_us(
     tmp_path: Path, start_server: StartServer, server_name: str
 ) -> None:
-    server = start_server(server_name, repl_ping_replica_period="3600")
+    server = quiet(start_server, server_name)
     with PlainClient(server.client()) as plain:
         with recording(server, tmp_path) as taping:
             before, end = full_resyncs(plain), 0
@@ -135,9 +121,7 @@ def test_while_the_repository_is_gone_the_primary_keeps_nothing_for_us(
 def test_a_full_spool_drops_the_link_and_continues_where_the_backlog_reaches_back(
     tmp_path: Path, start_server: StartServer, server_name: str
 ) -> None:
-    server = start_server(
-        server_name, repl_ping_replica_period="3600", repl_backlog_size="64mb"
-    )
+    server = quiet(start_server, server_name, repl_backlog_size="64mb")
     with PlainClient(server.client()) as plain:
         with recording(server, tmp_path, spool_limit=4 * MIB) as taping:
             before = full_resyncs(plain)
@@ -181,9 +165,7 @@ def test_one_command_that_is_longer_than_the_limit_is_recorded_all_the_same(
 def test_a_spool_that_was_full_for_too_long_is_the_reason_of_the_gap(
     tmp_path: Path, start_server: StartServer, server_name: str
 ) -> None:
-    server = start_server(
-        server_name, repl_ping_replica_period="3600", repl_backlog_size="1mb"
-    )
+    server = quiet(start_server, server_name, repl_backlog_size="1mb")
     with PlainClient(server.client()) as plain:
         with recording(server, tmp_path, spool_limit=4 * MIB) as taping:
             before = full_resyncs(plain)

@@ -15,12 +15,9 @@ from pathlib import Path
 import pytest
 
 from kvtape.record import backoff as backoff_module
-from kvtape.record.agent import Agent
-from kvtape.record.options import RecordOptions
-from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
-from recording import Taping
+from recording import Taping, options_for, taping_by
 from replicas import attach, wait_until
 from servers import Server, StartServer
 
@@ -48,23 +45,11 @@ def recording(
     url = ServerUrl("127.0.0.1", server.port)
     if user is not None:
         url = replace(url, username=user, password="secret")
-    options = RecordOptions(
-        url,
-        str(folder / "repo"),
-        "source",
-        folder / "spool",
-        limits=Limits(flush_interval=0.01),
-        full_resyncs_per_hour=100,
-    )
-    taping = Taping(server, folder / "repo", Agent(options))
-    try:
-        taping.wait_until_online()
+    with taping_by(options_for(server.port, folder, url=url), server) as taping:
         # What the link stands on is what was streamed.
         with PlainClient(server.client()) as plain:
             wait_until(lambda: is_online(plain))
         yield taping
-    finally:
-        taping.stop()
 
 
 def is_online(plain: PlainClient) -> bool:

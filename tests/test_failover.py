@@ -15,23 +15,18 @@ from typing import Any
 import pytest
 
 from fingerprints import Fingerprint
-from kvtape.record.agent import Agent
-from kvtape.record.options import RecordOptions
-from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import open_job
 from kvtape.server.url import ServerUrl
 from kvtape.tape.point import ToOffset
 from oracle import compare, fingerprint, stable_fingerprint
 from plain_client import PlainClient
-from recording import Taping
-from replicas import wait_until
-from servers import Server, StartServer
+from recording import SOURCE, Taping, options_for, taping_by
+from replicas import offset_of, wait_until
+from servers import Server, StartServer, quiet
 from switch import Switch
 from tapes import documents_of
 from verbs import kvtape
-
-SOURCE = "source"
 
 Words = tuple[str | int, ...]
 
@@ -121,30 +116,8 @@ def scene_at(
     **changes: Any,  # noqa: ANN401
 ) -> Iterator[Scene]:
     """Record a server that is behind a switch."""
-    options = options_for(switch.port, folder, **changes)
-    taping = Taping(server, folder / "repo", Agent(options))
-    try:
-        taping.wait_until_online()
+    with taping_by(options_for(switch.port, folder, **changes), server) as taping:
         yield Scene(folder, switch, taping)
-    finally:
-        taping.stop()
-
-
-def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
-    options = RecordOptions(
-        ServerUrl("127.0.0.1", port),
-        str(folder / "repo"),
-        SOURCE,
-        folder / "spool",
-        limits=Limits(flush_interval=0.01, upload_interval=0.3),
-        full_resyncs_per_hour=100,
-    )
-    return replace(options, **changes)
-
-
-def quiet(start_server: StartServer, name: str, **config: str) -> Server:
-    """Start a server without PINGs: its offset stands still when nothing is written."""
-    return start_server(name, repl_ping_replica_period="3600", **config)  # type: ignore[arg-type]
 
 
 def follow(replica: Server, port: int) -> None:
@@ -152,11 +125,6 @@ def follow(replica: Server, port: int) -> None:
     with PlainClient(replica.client()) as plain:
         plain.ask("REPLICAOF", "127.0.0.1", port)
         wait_until(lambda: plain.info("replication")["master_link_status"] == "up")
-
-
-def offset_of(server: Server) -> int:
-    with PlainClient(server.client()) as plain:
-        return int(plain.info("replication")["master_repl_offset"])
 
 
 def promote(server: Server) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
 from kvtape.record.uploading import uploader as uploader_module
-from kvtape.server.url import ServerUrl
 from kvtape.tape.names import SegmentName, parse
 from plain_client import PlainClient
-from recording import SOURCE, Taping
+from recording import SOURCE, Taping, taping_by
+from recording import options_for as usual_options
 from replicas import attach, wait_until
-from servers import PORTS, Server, StartServer, answers, binary
+from servers import PORTS, Server, StartServer, answers, binary, quiet
 from tapes import documents_of
 
 WITH_WAITAOF = ["redis-8.0", "valkey-8.0", "valkey-8.1", "valkey-9.1"]
@@ -37,30 +37,16 @@ NEVER = 3600.0
 
 
 def options_for(server: Server, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
-    chosen: dict[str, Any] = {
-        "limits": Limits(flush_interval=0.01, upload_interval=NEVER),
-        "full_resyncs_per_hour": 100,
-        **changes,
-    }
-    return RecordOptions(
-        ServerUrl("127.0.0.1", server.port),
-        str(folder / "repo"),
-        SOURCE,
-        folder / "spool",
-        **chosen,
-    )
+    limits = Limits(flush_interval=0.01, upload_interval=NEVER)
+    return usual_options(server.port, folder, **{"limits": limits, **changes})
 
 
-@contextmanager
-def recording(server: Server, folder: Path, **changes: Any) -> Iterator[Taping]:  # noqa: ANN401
-    """Record a server; it is online when this is entered, and stored when left."""
-    agent = Agent(options_for(server, folder, **changes))
-    taping = Taping(server, folder / "repo", agent)
-    try:
-        taping.wait_until_online()
-        yield taping
-    finally:
-        taping.stop()
+def recording(
+    server: Server,
+    folder: Path,
+    **changes: Any,  # noqa: ANN401
+) -> AbstractContextManager[Taping]:
+    return taping_by(options_for(server, folder, **changes), server)
 
 
 @contextmanager
@@ -83,11 +69,6 @@ def free_port() -> int:
     while answers(port := random.choice(PORTS)):
         pass
     return port
-
-
-def quiet(start_server: StartServer, name: str, **config: str) -> Server:
-    """Start a server without PINGs: its offset stands still when nothing is written."""
-    return start_server(name, repl_ping_replica_period="3600", **config)  # type: ignore[arg-type]
 
 
 def offset_of(plain: PlainClient) -> int:

@@ -23,21 +23,17 @@ import pytest
 from kvtape.errors import RepositoryError, ServerError, UsageError
 from kvtape.record.agent import Agent
 from kvtape.record.linking import session as session_module
-from kvtape.record.options import RecordOptions
-from kvtape.record.spooling.recorder import Limits
 from kvtape.replication.refusal import RefusedError
 from kvtape.server import client as client_module
 from kvtape.server.url import ServerUrl
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.segment import Header, Parser
 from plain_client import PlainClient
-from recording import Taping
-from replicas import attach, wait_until
-from servers import Server, StartServer
+from recording import SOURCE, Taping, options_for, recording
+from replicas import attach, offset_of, wait_until
+from servers import Server, StartServer, quiet
 from tapes import decompressed, documents_of, stream_of
 from workload import Workload
-
-SOURCE = "source"
 
 
 class Capture(threading.Thread):
@@ -97,38 +93,9 @@ def captured(server: Server) -> Iterator[Capture]:
         yield capture
 
 
-def quiet(start_server: StartServer, name: str, **config: str) -> Server:
-    """Start a server without PINGs: its offset stands still when nothing is written."""
-    return start_server(name, repl_ping_replica_period="3600", **config)  # type: ignore[arg-type]
-
-
-def options_for(server: Server, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
-    options = RecordOptions(
-        ServerUrl("127.0.0.1", server.port),
-        str(folder / "repo"),
-        SOURCE,
-        folder / "spool",
-        limits=Limits(flush_interval=0.01, upload_interval=0.3),
-        full_resyncs_per_hour=100,
-    )
-    return replace(options, **changes)
-
-
-@contextmanager
-def recording(server: Server, folder: Path, **changes: Any) -> Iterator[Taping]:  # noqa: ANN401
-    """Record a server; it is online when this is entered, and stored when left."""
-    agent = Agent(options_for(server, folder, **changes))
-    taping = Taping(server, folder / "repo", agent)
-    try:
-        taping.wait_until_online()
-        yield taping
-    finally:
-        taping.stop()
-
-
 def error_of(server: Server, folder: Path, **changes: Any) -> BaseException:  # noqa: ANN401
     """Return the error that recording ends with."""
-    taping = Taping(server, folder, Agent(options_for(server, folder, **changes)))
+    taping = Taping(server, folder, Agent(options_for(server.port, folder, **changes)))
     taping._thread.join(timeout=30)
     assert taping._error is not None
     return taping._error
@@ -137,10 +104,6 @@ def error_of(server: Server, folder: Path, **changes: Any) -> BaseException:  # 
 def info(server: Server, section: str) -> dict[str, str]:
     with PlainClient(server.client()) as plain:
         return plain.info(section)
-
-
-def offset_of(server: Server) -> int:
-    return int(info(server, "replication")["master_repl_offset"])
 
 
 def sync_full(server: Server) -> int:
@@ -242,7 +205,7 @@ def test_when_an_offset_is_stored_recording_can_stop_by_itself(
     server = quiet(start_server, server_name)
     with PlainClient(server.client()) as plain:
         plain.ask("SET", "key", "value")
-        agent = Agent(options_for(server, tmp_path, until_offset=300))
+        agent = Agent(options_for(server.port, tmp_path, until_offset=300))
         taping = Taping(server, tmp_path, agent)
         taping.wait_until_online()
         for number in range(20):
@@ -359,7 +322,7 @@ def test_full_resyncs_are_limited_also_across_restarts(
     taping = Taping(
         server,
         tmp_path,
-        Agent(options_for(server, tmp_path, full_resyncs_per_hour=1)),
+        Agent(options_for(server.port, tmp_path, full_resyncs_per_hour=1)),
     )
     wait_until(lambda: "--full-resyncs-per-hour" in str(taping.agent.trouble))
     taping.stop()
@@ -559,7 +522,7 @@ def test_what_cannot_be_stored_in_time_is_kept_for_the_next_start(
 ) -> None:
     server = quiet(start_server, server_name)
     with PlainClient(server.client()) as plain:
-        options = options_for(server, tmp_path, stop_timeout=0.3)
+        options = options_for(server.port, tmp_path, stop_timeout=0.3)
         taping = Taping(server, tmp_path, Agent(options))
         taping.wait_until_online()
         wait_until(lambda: len(snapshots(tmp_path)) == 1)
@@ -595,7 +558,7 @@ def test_a_store_that_does_not_answer_does_not_keep_the_agent_from_stopping(
 
     server = quiet(start_server, server_name)
     monkeypatch.setattr(SourceFolder, "put", hang)
-    options = options_for(server, tmp_path, stop_timeout=0.1)
+    options = options_for(server.port, tmp_path, stop_timeout=0.1)
     taping = Taping(server, tmp_path, Agent(options))
     taping.wait_until_online()
     taping.catch_up()
@@ -657,7 +620,7 @@ def test_a_server_that_still_loads_is_waited_for(
         reloading.start()
         with PlainClient(server.client()) as other:
             wait_until(lambda: other.info("persistence")["loading"] == "1")
-        taping = Taping(server, tmp_path, Agent(options_for(server, tmp_path)))
+        taping = Taping(server, tmp_path, Agent(options_for(server.port, tmp_path)))
         wait_until(lambda: "it is loading its data" in str(taping.agent.trouble))
         reloading.join()
         taping.wait_until_online()

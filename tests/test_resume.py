@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvtape.record.agent import Agent
-from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
-from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
-from recording import Taping
+from recording import SOURCE, Taping, options_for, taping_by
 from replicas import wait_until
-from servers import Server, StartServer
+from servers import Server, StartServer, quiet
 from tapes import documents_of, stream_of
 from test_failover import syncs
 from verbs import kvtape, program, wait_for_line
 
-SOURCE = "source"
 
-
-@contextmanager
 def recording(
     server: Server,
     folder: Path,
     spool: str,
     **changes: Any,  # noqa: ANN401
-) -> Iterator[Taping]:
+) -> AbstractContextManager[Taping]:
     """Record a server with a spool of its own, as on another host."""
-    options = RecordOptions(
-        ServerUrl("127.0.0.1", server.port),
-        str(folder / "repo"),
-        SOURCE,
-        folder / spool,
-        limits=Limits(flush_interval=0.01, upload_interval=0.1),
-        full_resyncs_per_hour=100,
-    )
-    taping = Taping(server, folder / "repo", Agent(replace(options, **changes)))
-    try:
-        taping.wait_until_online()
-        yield taping
-    finally:
-        taping.stop()
+    options = options_for(server.port, folder, spool=folder / spool, **changes)
+    return taping_by(options, server)
 
 
 def write(server: Server, *values: object) -> None:
@@ -69,7 +49,7 @@ def stored_end(folder: Path) -> int:
 def test_after_a_kill_and_without_its_spool_it_goes_on_on_another_host(
     server_name: str, start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server(server_name, repl_ping_replica_period="3600")
+    server = quiet(start_server, server_name)
     url = f"redis://127.0.0.1:{server.port}"
     arguments = ["record", url, "--repo", tmp_path / "repo", "--source", SOURCE]
     arguments += ["--spool", tmp_path / "spool", "--upload-interval", "100ms"]

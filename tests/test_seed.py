@@ -36,17 +36,13 @@ from kvtape.server.url import ServerUrl
 from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
 from plain_client import PlainClient, as_int
-from recording import Taping, rdb
-from replicas import attach, wait_until
-from servers import Server, StartServer
+from recording import Taping, options_for, rdb, recording
+from replicas import attach, offset_of, wait_until
+from servers import Server, StartServer, quiet
 from tapes import documents_of
 from test_record_servers import (
     error_of,
     info,
-    offset_of,
-    options_for,
-    quiet,
-    recording,
     snapshots,
     sources,
 )
@@ -470,7 +466,7 @@ def test_a_full_resync_that_nobody_asked_for_is_not_taken(
         tmp_path,
         Agent(
             options_for(
-                both.primary,
+                both.primary.port,
                 tmp_path,
                 snapshot_from=url_of(both.replica),
                 full_resyncs_per_hour=1,
@@ -541,7 +537,7 @@ def test_what_cannot_be_attached_to_is_refused_before_psync(
     assert resyncs(both.primary)["total_forks"] == before["total_forks"]
     with pytest.raises(UsageError, match="two ways"):
         options_for(
-            alone, tmp_path, snapshot_from=url_of(alone), snapshot_file=tmp_path
+            alone.port, tmp_path, snapshot_from=url_of(alone), snapshot_file=tmp_path
         )
 
 

@@ -20,9 +20,9 @@ from kvtape.storage.reader import read_snapshot, read_stream
 from kvtape.storage.repository import SourceFolder, open_repository
 from kvtape.tape.point import ToOffset
 from plain_client import PlainClient
-from replicas import wait_until
-from servers import Server, StartServer
-from test_record_servers import Capture, offset_of, quiet, sync_full
+from replicas import offset_of, wait_until
+from servers import Server, StartServer, quiet
+from test_record_servers import Capture, sync_full
 from workload import Workload
 
 
