@@ -150,6 +150,38 @@ async def test_a_crash_before_the_server_agreed_leaves_the_end_to_go_on_from(
         assert (position.replid, position.offset) == (OLD, END)
 
 
+class _Uploading(LocalStore):
+    """A repository to which all that is queued is uploaded while it is listed."""
+
+    def __init__(self, folder: Path, queue: Path) -> None:
+        super().__init__(folder)
+        self.queue = queue
+
+    def list(self, prefix: str = "", depth: int | None = None) -> dict[str, int]:
+        listing = super().list(prefix, depth)
+        shutil.copytree(self.queue, self.folder / "source", dirs_exist_ok=True)
+        for file in [file for file in self.queue.rglob("*") if file.is_file()]:
+            file.unlink()
+        return listing
+
+
+async def test_what_is_uploaded_while_it_is_looked_for_is_found(
+    tmp_path: Path,
+) -> None:
+    recording = Recording(tmp_path / "spool")
+    with closing(recording.spool):
+        async with recording.running():
+            await recording.link(Teller(OLD, START, STREAM, RDB))
+            store = _Uploading(tmp_path / "repo", recording.queue)
+            folder = SourceFolder(store, "source")
+            await recording.recorder.settle()
+            stored = stored_catalogue(folder, recording.spool)
+            assert recording.spool.queued() == {}
+            position = stored_position(stored, folder, recording.spool)
+            assert position is not None
+            assert (position.replid, position.offset) == (OLD, END)
+
+
 async def test_a_server_that_did_not_part_after_all_is_not_recorded_twice(
     tmp_path: Path,
 ) -> None:

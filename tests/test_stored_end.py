@@ -141,7 +141,7 @@ def test_of_a_server_that_went_back_nothing_is_certain_before_its_new_snapshot()
     times = folders.time_at(1001), folders.time_at(1002)
     stored.add_segment(folder.segment(B, 200, 220, *times))
     assert stored.end(B) == 220
-    assert stored_before(folder.catalogue(), (), B).end(B) == 220
+    assert stored_before(folder.catalogue(), ()).end(B) == 220
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -165,11 +165,22 @@ def test_after_a_restart_what_was_stored_counts_and_what_is_queued_does_not() ->
     paths = list(folder.listing)
     for number in range(len(paths) + 1):
         queued = paths[number:]
-        stored = stored_before(folder.catalogue(), queued, C)
+        stored = stored_before(folder.catalogue(), queued)
         built = part_of(folder, paths[:number])
         assert stored.end(C) in (None, restorable(built, C))
         for path in queued:
             upload(stored, folder, path)
         assert stored.end(C) == 1000
-    assert stored_before(folder.catalogue(), (), C).end(C) == 1000
-    assert stored_before(folder.catalogue(), (), None).end(C) is None
+    assert stored_before(folder.catalogue(), ()).end(C) == 1000
+
+
+def test_a_history_that_forked_just_before_a_restart_counts_from_its_fork_on() -> None:
+    """Its document is stored, and not one byte of it; it is not uploaded again."""
+    folder = folders.Stored()
+    folder.history(A)
+    folder.snapshot(A, 100)
+    folder.segment(A, 100, 500)
+    folder.history(B, A, 450, reason="failover")
+    stored = stored_before(folder.catalogue(), ())
+    stored.add_segment(SegmentName(B, 450, 600, 1, 2))
+    assert stored.end(B) == 600

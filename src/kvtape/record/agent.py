@@ -43,7 +43,7 @@ from kvtape.record.spooling.position import (
 from kvtape.record.spooling.recorder import Recorder
 from kvtape.record.spooling.room import Gauge, has_enough_free, watch
 from kvtape.record.uploading.held import note_not_spooled, note_stored
-from kvtape.record.uploading.stored import stored_before
+from kvtape.record.uploading.stored import Stored, stored_before
 from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
@@ -316,8 +316,7 @@ class Agent:
         self.recorder = Recorder(spool, options.limits, queued)
         unconfirmed = None if is_reached else repository
         # What is in a repository that is not reached, the uploader finds out later.
-        replid = position.replid if position and is_reached else None
-        there = stored_before(stored, spool.queued(), replid)
+        there = stored_before(stored, spool.queued()) if is_reached else Stored()
         self.uploader = Uploader(spool, folder, queued, there, unconfirmed)
         runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
         commits = Commits(spool, known, runs, is_rooted=is_rooted, before=before)

@@ -113,16 +113,13 @@ class Stored:
         return end
 
 
-def stored_before(
-    catalogue: Catalogue, queued: Collection[str], replid: str | None
-) -> Stored:
-    """Return what was stored of a history before this start.
+def stored_before(catalogue: Catalogue, queued: Collection[str]) -> Stored:
+    """Return what was stored of all histories before this start.
 
-    The catalogue is of the repository and of what is queued, together.
+    The catalogue is of the repository and of what is queued, together. A history of
+    which no byte is stored yet counts, too: its document is not uploaded again.
     """
     stored = Stored()
-    if replid is None or replid not in catalogue.histories:
-        return stored
     there = Catalogue(
         histories=catalogue.histories,
         segments={
@@ -131,13 +128,13 @@ def stored_before(
         },
         snapshots=[s for s in catalogue.snapshots if s.name.manifest not in queued],
     )
-    for part in there.lineage(replid):
-        if HistoryName(part.replid).path not in queued:
-            stored.add_history(there.histories[part.replid])
-        tip = catalogue.tip(part.replid)
+    for replid, history in there.histories.items():
+        if HistoryName(replid).path not in queued:
+            stored.add_history(history)
+        tip = catalogue.tip(replid)
         most = tip.end if isinstance(tip, SegmentName) else _FAR
         if isinstance(tip, SnapshotName):
             most = tip.offset
-        if stretches := there.stretches(there.lineage(part.replid)):
-            stored.reach(part.replid, min(stretches[-1].end, most))
+        if stretches := there.stretches(there.lineage(replid)):
+            stored.reach(replid, min(stretches[-1].end, most))
     return stored

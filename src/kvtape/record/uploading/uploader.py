@@ -157,7 +157,7 @@ class Uploader:
         """Make sure of the repository, and find out what is in it. Blocks."""
         repository.confirm()
         stored = stored_catalogue(self._folder, self._spool)
-        return stored_before(stored, self._spool.queued(), stored.newest_history())
+        return stored_before(stored, self._spool.queued())
 
     async def _upload(self, path: str) -> None:
         began = trio.current_time()
