@@ -446,3 +446,66 @@ def test_two_agents_that_stood_elsewhere_tell_one_story(
     assert documents_of(ahead.source, "gaps/*/*.json") == []
     assert [row["command"] for row in ahead.orphaned()] == listed(LOST)
     ahead.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-9.1"], indirect=True)
+def test_an_old_primary_that_comes_back_is_recorded_on_from_where_it_was_left(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """The failover is undone: its heir is given up, and the old history goes on."""
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with Switch(old.port) as between, scene(old, tmp_path) as tape:
+        follow(heir, between.port)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        tape.write(old, *NEW)
+        first = tape.taping.replid
+        tape.mark(old)
+        promote(heir)
+        tape.turn_to(heir)
+        tape.write(heir, ("SELECT", 3), *LOST)
+        tape.mark(heir)
+        before = syncs(old)
+        tape.turn_to(old)
+        tape.write(old, ("SET", "back", 1))
+        assert tape.taping.replid == first
+        tape.mark(old)
+        assert syncs(old) == (before[0], before[1] + 1)
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    assert [row["command"] for row in tape.orphaned()] == listed(LOST)
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-8.1"], indirect=True)
+def test_a_second_heir_of_the_same_history_forks_from_it_too(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """The first heir dies before the second ever followed it."""
+    old, *heirs = (quiet(start_server, server_name) for _ in range(3))
+    with Switch(old.port) as between, scene(old, tmp_path) as tape:
+        for heir in heirs:
+            follow(heir, between.port)
+        fork = tape.write(old, *SHARED)
+        for heir in heirs:
+            wait_until(lambda heir=heir: offset_of(heir) == fork)  # type: ignore[misc]
+        between.turn_to(None)
+        tape.write(old, ("SELECT", 3), LOST[0])
+        first = tape.taping.replid
+        promote(heirs[0])
+        tape.turn_to(heirs[0])
+        tape.write(heirs[0], ("SELECT", 3), *LOST[1:])
+        tape.mark(heirs[0])
+        promote(heirs[1])
+        tape.turn_to(heirs[1])
+        tape.write(heirs[1], *NEW)
+        third = tape.taping.replid
+        tape.mark(heirs[1])
+        assert syncs(heirs[1]) == (0, 1)
+    document = tape.histories()[third]
+    assert (document["reason"], document["parent"]) == ("failover", first)
+    assert document["parent_offset"] == fork
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    rows = [row["command"] for row in tape.orphaned()]
+    assert sorted(rows) == sorted(listed(LOST))
+    tape.check_moments(server_name)

@@ -336,7 +336,7 @@ class Agent:
                 commits.knows,
                 options.adopt,
             ),
-            Rewinder(self.recorder, self._folder, spool),
+            Rewinder(self.recorder, self._folder, spool, self._learn),
             queued,
             self.uploader,
             HIDDEN if self.endpoint is None else self.endpoint.announced,
@@ -356,6 +356,9 @@ class Agent:
             self.recorder.follow(position)
         self.is_ready = True
         return True
+
+    def _learn(self, stored: Stored) -> None:
+        self.uploader.stored.merge(stored)
 
     # Running.
 

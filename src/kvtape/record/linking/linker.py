@@ -172,13 +172,15 @@ class Linker:
                 self.uploader,
                 on_link=self._linked,
                 on_full_resync=self._allow_full_resync,
-                must_fork=self.rewinder.is_back,
+                must_fork=self.rewinder.must_fork,
                 why_again="reconnect" if self._has_linked else "start",
             )
             await self.session.run()
 
     def _linked(self) -> None:
         self._has_linked = True
+        if self.session is not None and self.session.is_online:
+            self.rewinder.agree()
         self.identity.confirm()
         self.trouble = None
         self.breaks.stand(self._info)
@@ -279,7 +281,7 @@ class Linker:
         return "room", shortage.sentence, _ASK_AGAIN
 
     async def _can_continue(self, info: ServerInfo) -> bool:
-        await self.rewinder.go_back(info)
+        await self.rewinder.go_back(info, may_leave=self.commits.is_rooted)
         position = self._position()
         can = False if position is None else info.can_continue(*position)
         if can is False:

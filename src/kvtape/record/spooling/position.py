@@ -10,7 +10,7 @@ from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
 from kvtape.tape import catalogue, segment
 from kvtape.tape.catalogue import Catalogue
-from kvtape.tape.names import SegmentName
+from kvtape.tape.names import SegmentName, SnapshotName
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,16 @@ def stored_position(
     """
     replid = stored.newest_history()
     tip = None if replid is None else stored.tip(replid)
-    if tip is None:
-        return None
+    return None if tip is None else position_at(tip, stored, folder, spool)
+
+
+def position_at(
+    tip: SegmentName | SnapshotName,
+    stored: Catalogue,
+    folder: SourceFolder,
+    spool: Spool,
+) -> Position:
+    """Return where a history goes on behind the last that is stored of it."""
     if isinstance(tip, SegmentName):
         db = _db_at_end(_read(folder, spool, tip.path), tip)
         return Position(tip.replid, tip.end, tip.end, db, tip.last)

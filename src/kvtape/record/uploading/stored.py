@@ -59,6 +59,15 @@ class Stored:
         self._loose[name.replid] = joined
         self.end(name.replid)
 
+    def merge(self, found: Stored) -> None:
+        """Take note of what was found in a listing; what is known better stays."""
+        for replid, history in found._histories.items():
+            if replid not in self._gone_back:
+                self._histories.setdefault(replid, history)
+        for replid, end in found._ends.items():
+            if replid not in self._gone_back:
+                self.reach(replid, end)
+
     def go_back(self, replid: str, offset: int) -> None:
         """Take note that a snapshot at an offset was received, and is not stored yet.
 
