@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -23,11 +24,15 @@ _POLL = 0.02
 
 
 class Switch:
-    """Relays from `port` to the server at `target`; None refuses everybody."""
+    """Relays from `port` to the server at `target`; None refuses everybody.
+
+    before is called with each piece before it is passed on, in a thread.
+    """
 
     def __init__(self, target: int | None) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.before: Callable[[bytes], None] = lambda data: None
         self._target = target
         self._is_stopped = False
         self._bytes_per_second: int | None = None
@@ -110,6 +115,7 @@ class Switch:
             while data := source.recv(_PIECE):
                 while self._is_stopped:
                     time.sleep(_POLL)
+                self.before(data)
                 sink.sendall(data)
                 if self._bytes_per_second:
                     time.sleep(len(data) / self._bytes_per_second)

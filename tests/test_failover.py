@@ -509,3 +509,58 @@ def test_a_second_heir_of_the_same_history_forks_from_it_too(
     rows = [row["command"] for row in tape.orphaned()]
     assert sorted(rows) == sorted(listed(LOST))
     tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-9.1"], indirect=True)
+def test_a_server_that_is_promoted_between_info_and_psync_names_the_fork_all_the_same(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old, heir = quiet(start_server, server_name), quiet(start_server, server_name)
+    with scene(old, tmp_path) as tape:
+        follow(heir, old.port)
+        reached = tape.write(old, *SHARED)
+        first = tape.taping.replid
+        tape.switch.turn_to(None)
+        with PlainClient(old.client()) as plain:
+            plain.exchange([("SET", "missed", 1), ("SET", "missed", 2)])
+        fork = offset_of(old)
+        wait_until(lambda: offset_of(heir) == fork)
+        asked: list[bytes] = []
+
+        def promote_when_asked(data: bytes) -> None:
+            if b"PSYNC" in data and not asked:
+                asked.append(data)
+                promote(heir)
+
+        tape.switch.before = promote_when_asked
+        tape.turn_to(heir)
+        tape.write(heir, *NEW)
+        second = tape.taping.replid
+        tape.mark(heir)
+    assert reached < fork
+    document = tape.histories()[second]
+    assert (document["parent"], document["parent_offset"]) == (first, fork)
+    tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-8.1"], indirect=True)
+def test_a_replica_that_lags_behind_what_is_recorded_is_waited_for(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    old, replica = quiet(start_server, server_name), quiet(start_server, server_name)
+    with Switch(old.port) as between, scene(old, tmp_path) as tape:
+        follow(replica, between.port)
+        wait_until(lambda: offset_of(replica) == offset_of(old))
+        between.turn_to(None)
+        tape.write(old, *SHARED)
+        tape.mark(old)
+        tape.switch.turn_to(replica.port)
+        wait_until(lambda: "has caught up" in (tape.taping.agent.trouble or ""))
+        between.turn_to(old.port)
+        tape.taping.server = replica
+        wait_until(lambda: tape.taping.agent.trouble is None)
+        tape.write(old, *NEW)
+        tape.mark(replica)
+        assert syncs(replica) == (0, 1)
+    assert documents_of(tape.source, "gaps/*/*.json") == []
+    tape.check_moments(server_name)

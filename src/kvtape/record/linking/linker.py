@@ -172,6 +172,7 @@ class Linker:
                 self.uploader,
                 on_link=self._linked,
                 on_full_resync=self._allow_full_resync,
+                before_fork=self._ask_for_fork,
                 must_fork=self.rewinder.must_fork,
                 why_again="reconnect" if self._has_linked else "start",
             )
@@ -186,6 +187,16 @@ class Linker:
         self.breaks.stand(self._info)
         if self.seeder is not None:
             self.seeder.linked()
+
+    async def _ask_for_fork(self, replid: str) -> None:
+        """Find out where a history forked that nothing was said of before the link.
+
+        The server was promoted between INFO and PSYNC.
+        """
+        if self.url is not None and self._info.replid not in (None, replid):
+            self._info = await ask_server(self.url)
+            now = self.clock.now()
+            self.commits.attach(self._info, self.identity.address, now)
 
     def _explain(self, info: ServerInfo) -> None:
         position = self.recorder.position
@@ -285,6 +296,7 @@ class Linker:
         position = self._position()
         can = False if position is None else info.can_continue(*position)
         if can is False:
+            _must_not_lag(info, position)
             self.identity.check(info)
         return not self._is_over_limit if can is None else can
 
@@ -307,6 +319,22 @@ class Linker:
                 "the primary cannot continue, and began a full resync at "
                 f"{announced.offset} of {announced.replid}"
             )
+
+
+def _must_not_lag(info: ServerInfo, position: tuple[str, int] | None) -> None:
+    """LinkError for a replica that does not have yet what is recorded.
+
+    It would answer with a full resync now, and continues in a moment: when it has
+    caught up with its primary, or was promoted without that.
+    """
+    if position is None or info.server.role != "replica" or info.offset is None:
+        return
+    if info.replid == position[0] and info.offset < position[1]:
+        raise LinkError(
+            f"the server is a replica that has its primary's stream up to {info.offset}"
+            f" only, and recorded is up to {position[1]}: it is asked again when it "
+            "has caught up"
+        )
 
 
 async def ask_server(url: ServerUrl) -> ServerInfo:

@@ -8,7 +8,7 @@ is kept in memory, and written when its snapshot is durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -60,6 +60,10 @@ _EAGER_HEARTBEAT = 0.2
 _EAGER_TIMES = 10
 
 
+async def _nothing_to_ask(replid: str) -> None:
+    del replid
+
+
 @dataclass(slots=True)
 class Progress:
     """What a session does, for those who watch."""
@@ -85,6 +89,8 @@ class Session:
     on_link: Callable[[], None] = lambda: None  # called when the primary agreed
     # Called in a thread before a snapshot is taken; an error refuses it.
     on_full_resync: Callable[[FullResync, int], None] = lambda announced, now: None
+    # Called before a new history is written down, while nothing is received.
+    before_fork: Callable[[str], Awaitable[None]] = _nothing_to_ask
     must_fork: bool = False  # it continues from where a new history has to begin
     why_again: PartialReason = "start"  # why this link was made
     progress: Progress = field(default_factory=Progress)
@@ -251,6 +257,7 @@ class Session:
                 "the primary goes on under a new replication ID within a command; "
                 "asking again for the whole command"
             )
+        await self.before_fork(replid)
         if (end := recorder.end) is not None:
             # Before anything is recorded of the new history, how it began is.
             fork = replace(end, replid=replid)
