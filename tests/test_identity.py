@@ -13,6 +13,7 @@ from kvtape.record.histories.identity import Identity
 from kvtape.server.info import ServerInfo
 from plain_client import PlainClient
 from primaries import Teller
+from replicas import wait_until
 from servers import Server, StartServer
 from tapes import command, documents_of, stream_of
 from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told, until
@@ -146,6 +147,36 @@ def test_a_story_is_known_by_its_history_or_by_the_one_it_forked_from(
     linked = identity("new:1")
     linked.confirm()
     linked.check(said, announced)
+
+
+@pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-9.1"], indirect=True)
+@pytest.mark.parametrize("is_replica_first", [False, True])
+def test_a_replica_of_a_recorded_server_and_its_primary_are_no_strangers(
+    server_name: str, start_server: StartServer, *, is_replica_first: bool
+) -> None:
+    """Neither has stored anything yet that the other could be known by."""
+    primary, replica = start_server(server_name), start_server(server_name)
+    stranger = start_server(server_name)
+    with PlainClient(replica.client()) as plain:
+        plain.ask("REPLICAOF", "127.0.0.1", primary.port)
+        wait_until(lambda: plain.info("replication")["master_link_status"] == "up")
+    first, second = primary, replica
+    if is_replica_first:
+        first, second = replica, primary
+    known = {f"127.0.0.1:{first.port}"}
+    for server, is_known in ((second, True), (stranger, False)):
+        with PlainClient(server.client()) as plain:
+            info = ServerInfo(plain.info("replication"))
+        address = f"127.0.0.1:{server.port}"
+        identity = Identity("source", address, known, lambda _: False)
+        if is_known:
+            identity.check(info)
+            identity.check(info, info.replid)
+            with pytest.raises(IdentityError):
+                identity.check(info, OTHER)
+        else:
+            with pytest.raises(IdentityError):
+                identity.check(info)
 
 
 async def test_another_server_that_says_so_is_not_even_asked_for_the_stream(

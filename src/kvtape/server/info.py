@@ -7,10 +7,11 @@ its redis_version only tells what it is compatible with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvtape.server.client import Client, ReplyError
+from kvtape.server.url import format_address
 from kvtape.tape.documents import Server
 
 # The settings by which a primary gives a replica up, kept with the fields of INFO.
@@ -71,15 +72,27 @@ class ServerInfo:
         return offset + 1 - first + max(0, size - length)
 
     @property
+    def neighbours(self) -> set[str]:
+        """The addresses of its primary and of its replicas, as it knows them."""
+        fields = self.fields
+        found = set()
+        if "master_host" in fields and (port := self.number("master_port")):
+            found.add(format_address(fields["master_host"], port))
+        for words in self._replicas():
+            if words.get("port", "").isdigit():
+                found.add(format_address(words.get("ip", ""), int(words["port"])))
+        return found
+
+    def _replicas(self) -> Iterator[dict[str, str]]:
+        for name, value in self.fields.items():
+            if name.startswith("slave") and name.removeprefix("slave").isdigit():
+                yield dict(part.partition("=")[::2] for part in value.split(","))
+
+    @property
     def replica_ports(self) -> list[int]:
         """The ports that its replicas announced; empty also if unknown."""
-        ports = []
-        for name, value in self.fields.items():
-            if name.removeprefix("slave").isdigit():
-                words = dict(part.partition("=")[::2] for part in value.split(","))
-                if words.get("port", "").isdigit():
-                    ports.append(int(words["port"]))
-        return ports
+        ports = [words.get("port", "") for words in self._replicas()]
+        return [int(port) for port in ports if port.isdigit()]
 
     @property
     def keys(self) -> int:

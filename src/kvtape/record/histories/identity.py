@@ -6,6 +6,10 @@ At an address that the source was recorded at before it is taken for the same se
 restarted or restored. At another one, an agent that was started with the wrong URL
 would put two servers' stories under one name; that takes an operator's word (adopt).
 
+A server that is a replica of one at such an address, or has one there as its replica,
+has the same story, too: so an agent of the primary and one of its replica may begin at
+once, when neither has stored anything that the other could know it by.
+
 A story that the source knows (a full resync of a recorded history, or of one that INFO
 says forked from a recorded one) needs no such word.
 """
@@ -46,6 +50,9 @@ class Identity:
             return
         replid = announced or info.replid
         parent = info.fork[0] if info.fork and replid == info.replid else None
+        # What it said does not count if it then announced something else.
+        if replid == info.replid and info.neighbours & set(self.addresses):
+            return
         if any(known is not None and self.knows(known) for known in (replid, parent)):
             return
         raise IdentityError(
