@@ -28,6 +28,7 @@ class Teller:
 
     A replica that has none of it, or too little, gets the snapshot, which was taken at
     start + snapshot_at. older is another replid and the last offset that both share.
+    It tells nothing before so many links have asked as audience says, all in all.
     acks are those that came, with the time, and durables what they said is durable.
     """
 
@@ -41,6 +42,7 @@ class Teller:
     acks: list[tuple[float, int]] = field(default_factory=list)
     durables: list[tuple[float, int | None]] = field(default_factory=list)
     psyncs: list[Psync] = field(default_factory=list)
+    audience: int = 0
     said: int = 0  # bytes over the last link
     has_told_all: trio.Event = field(default_factory=trio.Event)
 
@@ -62,6 +64,8 @@ class Teller:
             with suppress(CutError, trio.BrokenResourceError):
                 psync = await talk.handshake()
                 self.psyncs.append(psync)
+                while len(self.psyncs) < self.audience:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(talk.listen, nursery.cancel_scope)
                     if not (await talk.tell(psync) and stays):
