@@ -564,3 +564,37 @@ def test_a_replica_that_lags_behind_what_is_recorded_is_waited_for(
         assert syncs(replica) == (0, 1)
     assert documents_of(tape.source, "gaps/*/*.json") == []
     tape.check_moments(server_name)
+
+
+@pytest.mark.parametrize("server_name", ["redis-7.0", "valkey-9.1"], indirect=True)
+def test_a_replica_that_followed_the_heir_late_makes_nothing_orphaned_that_it_has(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """It knows the old history up to where it stood itself, not up to the fork."""
+    old, heir, late = (quiet(start_server, server_name) for _ in range(3))
+    with (
+        Switch(old.port) as between,
+        Switch(old.port) as behind,
+        scene(old, tmp_path) as tape,
+    ):
+        follow(heir, between.port)
+        follow(late, behind.port)
+        wait_until(lambda: offset_of(late) == offset_of(heir) == offset_of(old))
+        behind.turn_to(None)
+        fork = tape.write(old, *SHARED)
+        wait_until(lambda: offset_of(heir) == fork)
+        between.turn_to(None)
+        tape.write(old, ("SELECT", 3), *LOST)
+        tape.mark(old)
+        promote(heir)
+        behind.turn_to(heir.port)
+        with PlainClient(heir.client()) as plain:
+            plain.exchange(NEW)
+        wait_until(lambda: offset_of(late) == offset_of(heir))
+        assert syncs(heir) == (0, 1)
+        tape.turn_to(late)
+        tape.mark(late)
+    assert [row["command"] for row in tape.orphaned()] == listed(LOST)
+    [orphaned] = tape.info()["orphaned"]
+    assert orphaned["start_offset"] == fork
+    tape.check_moments(server_name)

@@ -16,8 +16,9 @@ import typer
 from kvtape.cli import options, output
 from kvtape.errors import UsageError
 from kvtape.storage.commands import RecordedCommand, commands_behind
+from kvtape.storage.lost import lost as lost_of
 from kvtape.storage.repository import SourceFolder, open_repository
-from kvtape.tape.orphans import Orphan, Unknown, orphans, unknown
+from kvtape.tape.orphans import Orphan, Unknown, unknown
 from kvtape.tape.point import format_time
 
 _WIDTH = 80
@@ -55,7 +56,7 @@ def audit(
         raise UsageError("say which writes to list: --orphaned")
     folder = open_repository(repo).source(source)
     catalogue = folder.catalogue()
-    lost: list[Orphan | Unknown] = [*orphans(catalogue), *unknown(catalogue)]
+    lost: list[Orphan | Unknown] = [*lost_of(folder, catalogue), *unknown(catalogue)]
     lost.sort(key=lambda one: one.time)
     for one in lost:
         for line in _json_lines(folder, one) if json else _lines(folder, one):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kvtape import amounts
 from kvtape.cli import options, output
 from kvtape.server.info import server_name
+from kvtape.storage.lost import lost as lost_of
 from kvtape.storage.repository import open_repository
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.documents import Gap, History
-from kvtape.tape.orphans import orphans, unknown
+from kvtape.tape.orphans import Orphan, unknown
 from kvtape.tape.point import format_time
 
 
@@ -28,14 +29,17 @@ def info(
     """
     folder = open_repository(repo).source(source)
     catalogue = folder.catalogue()
+    lost = lost_of(folder, catalogue)
     if json:
-        output.print_json(document(folder.name, catalogue))
+        output.print_json(document(folder.name, catalogue, lost))
     else:
-        for line in _lines(folder.name, catalogue):
+        for line in _lines(folder.name, catalogue, lost):
             output.print_line(line)
 
 
-def document(source: str, catalogue: Catalogue) -> dict[str, object]:
+def document(
+    source: str, catalogue: Catalogue, lost: Sequence[Orphan]
+) -> dict[str, object]:
     """Return the JSON document of info."""
     return {
         "source": source,
@@ -82,13 +86,13 @@ def document(source: str, catalogue: Catalogue) -> dict[str, object]:
             }
             for gap in catalogue.gaps
         ],
-        "orphaned": _orphaned(catalogue),
+        "orphaned": _orphaned(catalogue, lost),
         "stored_bytes": catalogue.stored_bytes,
         "problems": catalogue.problems,
     }
 
 
-def _orphaned(catalogue: Catalogue) -> list[dict[str, object]]:
+def _orphaned(catalogue: Catalogue, lost: Sequence[Orphan]) -> list[dict[str, object]]:
     """Return what failovers lost; without offsets where that is unknown."""
     known = [
         {
@@ -97,16 +101,16 @@ def _orphaned(catalogue: Catalogue) -> list[dict[str, object]]:
             "end_offset": orphan.end,
             "continued_as": orphan.successor,
         }
-        for orphan in orphans(catalogue)
+        for orphan in lost
     ]
     return known + [
         {
-            "replid": lost.replid,
+            "replid": unsure.replid,
             "start_offset": None,
             "end_offset": None,
-            "continued_as": lost.successor,
+            "continued_as": unsure.successor,
         }
-        for lost in unknown(catalogue)
+        for unsure in unknown(catalogue)
     ]
 
 
@@ -114,10 +118,10 @@ _WIDTH = 80
 _INDENT = " " * len("  restorable  ")
 
 
-def _lines(source: str, catalogue: Catalogue) -> Iterator[str]:
+def _lines(source: str, catalogue: Catalogue, lost: Sequence[Orphan]) -> Iterator[str]:
     """Yield what people read: no line is longer than it must be."""
     yield f"source {source}: {amounts.size(catalogue.stored_bytes)} stored"
-    lost, unsure = orphans(catalogue), {one.successor for one in unknown(catalogue)}
+    unsure = {one.successor for one in unknown(catalogue)}
     for replid, history in catalogue.histories.items():
         yield from _lines_of_beginning(history)
         yield from _lines_of_history(catalogue, replid)

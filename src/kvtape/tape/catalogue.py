@@ -190,10 +190,16 @@ class Catalogue:
             runs[-1].append(Slice(furthest, taken, reached))
         return runs
 
+    def bytes_of(
+        self, lineage: Sequence[Part], start: int, end: int
+    ) -> tuple[Slice, ...]:
+        """Return what is stored of a lineage between two offsets, holes or not."""
+        runs = self._runs(lineage)
+        return clip((slice_ for run in runs for slice_ in run), start, end)
+
     def bytes_behind(self, replid: str, offset: int) -> tuple[Slice, ...]:
         """Return what is stored under a history behind an offset, holes or not."""
-        runs = self._runs([Part(replid, None, None)])
-        return clip((slice_ for run in runs for slice_ in run), offset, _FAR)
+        return self.bytes_of([Part(replid, None, None)], offset, _FAR)
 
     def ranges(self, replid: str) -> list[Range]:
         """Return what can be restored of a history, in offset order.

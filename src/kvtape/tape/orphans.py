@@ -28,7 +28,8 @@ class Orphan:
     """Stream bytes recorded under replid that went lost.
 
     The story parted from them at fork, and went on as successor, which began at time
-    (ms). slices are what is stored of them, in order; there may be holes between.
+    (ms). slices are what is stored of them, in order; there may be holes between. story
+    is what it holds at the same offsets.
     """
 
     replid: str
@@ -36,6 +37,7 @@ class Orphan:
     successor: str
     time: int
     slices: tuple[Slice, ...]
+    story: tuple[Slice, ...] = ()
 
     @property
     def start(self) -> int:
@@ -153,4 +155,5 @@ def _orphan(
     fork = min(shared, default=slices[0].start)
     successor = next(p.replid for p in story if p.end is None or p.end > fork)
     time = catalogue.histories[successor].created
-    return Orphan(lineage[-1].replid, fork, successor, time, slices)
+    same = catalogue.bytes_of(story, slices[0].start, slices[-1].end)
+    return Orphan(lineage[-1].replid, fork, successor, time, slices, same)
