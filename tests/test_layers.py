@@ -49,7 +49,7 @@ RECORD_MAY_IMPORT: dict[str, set[str]] = {
     "spooling": TOLD,
     "options": {"acknowledge", "spooling"},
     "uploading": {*TOLD, "spooling"},
-    "histories": {*TOLD, "spooling"},
+    "histories": {*TOLD, "spooling", "uploading"},
     "seeding": {*TOLD, "spooling", "histories"},
     "linking": {
         *TOLD,
