@@ -18,10 +18,12 @@ import trio.lowlevel
 from kvtape.errors import IdentityError
 from kvtape.record import backoff
 from kvtape.record.fleet import Fleet
+from kvtape.server.url import ServerUrl
 from kvtape.storage.repository import open_repository
+from kvtape.watch.fleet import WatchedFleet
 from replicas import wait_until
 from servers import StartServer
-from verbs import kvtape
+from verbs import Outcome, kvtape
 from watching import options_for
 
 
@@ -98,6 +100,74 @@ async def test_a_source_with_another_servers_bytes_stops_and_the_others_go_on(
             journal = fleet.recordings[0].journal
             while offset not in journal.stored.values():  # noqa: ASYNC110
                 await trio.sleep(0.002)
+
+
+@pytest.mark.parametrize("server_name", ["valkey-8.1"], indirect=True)
+async def test_who_is_asked_also_tells_of_sources_that_cannot_be_asked(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    one = replace(options_for(server, tmp_path), spool=tmp_path / "spools" / "shop")
+    nobody = replace(
+        one,
+        url=ServerUrl("127.0.0.1", 1),
+        source="gone",
+        spool=tmp_path / "spools" / "gone",
+    )
+    lookout = WatchedFleet([one, nobody])
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lookout.fleet.run)
+            await until_stored(lookout.fleet, "shop")
+            await lookout.fleet.recordings[1].has_begun.wait()
+
+            def asked(*arguments: str) -> Outcome:
+                return kvtape("status", "--spool", tmp_path / "spools", *arguments)
+
+            text = await trio.to_thread.run_sync(asked)
+            limited = await trio.to_thread.run_sync(asked, "--max-lag", "1h")
+            shop = await trio.to_thread.run_sync(
+                asked, "--max-lag", "1h", "--source", "shop"
+            )
+            lookout.fleet.stop()
+    assert "source shop: streaming" in text.out
+    assert "source gone: waiting (RED)" in text.out
+    assert (limited.status, shop.status) == (5, 0)
+    assert "source gone: not recording: cannot connect to 127.0.0.1:1" in limited.err
+
+
+@pytest.mark.parametrize("server_name", ["valkey-8.1"], indirect=True)
+async def test_a_source_of_the_file_that_no_agent_records_is_told(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    (tmp_path / "kvtape.toml").write_text(
+        f'repo = "{tmp_path / "repo"}"\n[record]\nspool = "{tmp_path / "spools"}"\n'
+        '[sources.shop]\nurl = "redis://h"\n[sources.users]\nurl = "redis://h"\n'
+    )
+    one = replace(options_for(server, tmp_path), spool=tmp_path / "spools" / "shop")
+    lookout = WatchedFleet([one])
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lookout.fleet.run)
+            await until_stored(lookout.fleet, "shop")
+            found = await trio.to_thread.run_sync(kvtape, "status", "--max-lag", "1h")
+            lookout.fleet.stop()
+    assert "source shop: streaming" in found.out
+    assert found.status == 5
+    assert "source users: not recording: no agent tells of it" in found.err
+
+
+async def test_a_source_has_one_name_in_the_log_and_the_metrics(
+    tmp_path: Path, start_server: StartServer
+) -> None:
+    server = start_server("valkey-8.1")
+    fleet = Fleet([replace(options_for(server, tmp_path), source=None)])
+    [recording] = fleet.recordings
+    before = recording.journal.source
+    async with running(fleet):
+        await until_stored(fleet, before)
+    assert recording.journal.source == before == f"127.0.0.1-{server.port}"
 
 
 # The command line.

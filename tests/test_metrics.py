@@ -228,7 +228,7 @@ def test_not_ready_says_which_source_and_why() -> None:
     assert readyz([well], 60) == Page(200, b"ok\n")
     page = readyz([well, late], 60)
     assert page.status == 503
-    assert page.content.startswith(b"users: the writes of the last 100.0 s are at risk")
+    assert page.content.startswith(b"users: the writes of the last 100 s are at risk")
 
 
 def test_a_summary_names_what_waits() -> None:

@@ -18,6 +18,7 @@ import trio
 
 from kvtape.cli import status as status_verb
 from kvtape.errors import CheckError
+from kvtape.record.agent import Agent
 from kvtape.record.events import (
     FullResyncBegun,
     FullResyncComplete,
@@ -31,7 +32,7 @@ from kvtape.record.uploading import uploader
 from kvtape.server.url import ServerUrl
 from kvtape.watch.headroom import Headroom
 from kvtape.watch.status import Status, status_of, unready
-from kvtape.watch.status_socket import NAME, ask_status, serve_status
+from kvtape.watch.status_socket import NAME, ask_statuses, serve_statuses
 from replicas import wait_until
 from servers import StartServer
 from verbs import kvtape
@@ -55,7 +56,7 @@ async def test_a_status_tells_of_a_recording_what_an_operator_asks(
         status = await until(
             watched_fleet, lambda one: is_stored(one) and one.received_offset == offset
         )
-        asked = await trio.to_thread.run_sync(ask_status, tmp_path / "spool")
+        [asked] = await trio.to_thread.run_sync(ask_statuses, tmp_path / "spool")
         mode = (tmp_path / "spool" / NAME).stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
     assert asked.received_offset == offset
@@ -174,6 +175,46 @@ async def test_without_the_permission_to_ask_the_headroom_is_unknown(
     assert headroom.seconds is None
 
 
+@pytest.mark.parametrize("server_name", ["redis-7.0"], indirect=True)
+async def test_offsets_of_no_history_are_no_rate_of_writes(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    with server.client() as client, start_server(server_name).client() as replica:
+        # The server counts what it wrote before anybody recorded it.
+        replica.replicaof("127.0.0.1", server.port)
+        wait_until(lambda: client.info("replication")["connected_slaves"] == 1)
+        client.set("key", "x" * 1_000_000)
+    async with watched(options_for(server, tmp_path)) as lookout:
+        await lookout.fleet.recordings[0].has_begun.wait()
+        agent = lookout.fleet.recordings[0].agent
+        assert agent is not None
+        assert agent.recorder.replid is None
+        headroom, seen = Headroom(), set[float | None]()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(headroom.watch, agent, 0.02)
+            while headroom.seconds is None:
+                seen.add(headroom.rate)
+                await trio.sleep(0.002)
+            seen.add(headroom.rate)
+            nursery.cancel_scope.cancel()
+    assert max(rate for rate in seen if rate is not None) < 1000
+
+
+async def test_too_short_a_backlog_is_a_problem(
+    tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def watch(self: Headroom, _: Agent) -> None:
+        self.seconds = 14.0
+
+    monkeypatch.setattr(Headroom, "watch", watch)
+    server = start_server("valkey-8.1")
+    async with watched(options_for(server, tmp_path)) as lookout:
+        status = await until(lookout, lambda one: one.stored_offset is not None)
+    assert "the server's backlog covers only 14 s" in status.problems[-1]
+    assert unready(status, 60) == []
+
+
 # The socket.
 
 
@@ -185,10 +226,10 @@ async def test_a_spool_is_found_however_long_its_path(
     spool.mkdir()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_status, spool, made_up)
+            nursery.start_soon(serve_statuses, spool, lambda: [made_up()])
             while not (spool / NAME).exists():  # noqa: ASYNC110
                 await trio.sleep(0.001)
-            assert await trio.to_thread.run_sync(ask_status, spool) == made_up()
+            assert await trio.to_thread.run_sync(ask_statuses, spool) == [made_up()]
             nursery.cancel_scope.cancel()
     assert list(spool.iterdir()) == []
 
@@ -196,15 +237,15 @@ async def test_a_spool_is_found_however_long_its_path(
 async def test_the_socket_of_a_killed_agent_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / NAME))
-    with pytest.raises(CheckError, match="no agent runs with the spool"):
-        ask_status(tmp_path)
+    with pytest.raises(CheckError, match="no agent has the spool"):
+        ask_statuses(tmp_path)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_status, tmp_path, made_up)
+            nursery.start_soon(serve_statuses, tmp_path, lambda: [made_up()])
             answered: list[Status] = []
             while not answered:
                 with suppress(CheckError):
-                    answered.append(await trio.to_thread.run_sync(ask_status, tmp_path))
+                    answered += await trio.to_thread.run_sync(ask_statuses, tmp_path)
             nursery.cancel_scope.cancel()
 
 
@@ -212,28 +253,28 @@ async def test_who_asks_and_does_not_read_holds_nobody_up(tmp_path: Path) -> Non
     long = made_up(problems=("x" * 400,) * 2000)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_status, tmp_path, lambda: long)
+            nursery.start_soon(serve_statuses, tmp_path, lambda: [long])
             while not (tmp_path / NAME).exists():  # noqa: ASYNC110
                 await trio.sleep(0.001)
             with socket.socket(socket.AF_UNIX) as lazy:
                 lazy.connect(str(tmp_path / NAME))
-                assert await trio.to_thread.run_sync(ask_status, tmp_path) == long
+                assert await trio.to_thread.run_sync(ask_statuses, tmp_path) == [long]
             nursery.cancel_scope.cancel()
 
 
 async def test_a_bug_in_the_status_ends_no_recording(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> Status:
+    def broken() -> list[Status]:
         raise ZeroDivisionError
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_status, tmp_path, broken)
+            nursery.start_soon(serve_statuses, tmp_path, broken)
             while not (tmp_path / NAME).exists():  # noqa: ASYNC110
                 await trio.sleep(0.001)
             with pytest.raises(CheckError, match="did not answer with a status"):
-                await trio.to_thread.run_sync(ask_status, tmp_path)
+                await trio.to_thread.run_sync(ask_statuses, tmp_path)
             nursery.cancel_scope.cancel()
     assert "cannot tell the status" in caplog.text
 
@@ -241,7 +282,7 @@ async def test_a_bug_in_the_status_ends_no_recording(
 async def test_a_socket_that_cannot_be_made_is_a_line_of_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await serve_status(tmp_path / "nosuch", made_up)
+    await serve_statuses(tmp_path / "nosuch", list)
     assert "kvtape status will not find this recording" in caplog.text
 
 
@@ -258,7 +299,7 @@ def test_where_no_agent_runs_the_status_is_5(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     outcome = kvtape("status", *arguments)
     assert (outcome.status, outcome.out) == (5, "")
-    assert "no agent runs with" in outcome.err
+    assert "no agent has" in outcome.err
 
 
 def test_watching_and_a_limit_do_not_go_together() -> None:
@@ -299,7 +340,7 @@ def test_a_status_is_readable_in_80_columns(
     ("fields", "reason"),
     [
         ({}, None),
-        ({"lag_seconds": 31}, "the writes of the last 31.0 s are at risk"),
+        ({"lag_seconds": 31}, "the writes of the last 31 s are at risk"),
         ({"lag_seconds": None}, "nothing is stored yet"),
         ({"is_recording": False, "problems": ("not recording: x",)}, "not recording"),
         ({"open_gap": "why", "problems": ("a gap is open: why",)}, "a gap is open"),

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from kvtape import amounts
 from kvtape.cli import options, output
-from kvtape.cli.config import source_tables
+from kvtape.cli.config import is_from, source_tables
 from kvtape.errors import CheckError, Error, UsageError
 from kvtape.record.spooling.place import default_spools, repository_mark
 from kvtape.storage.store import open_store
-from kvtape.watch.status import Status, unready
-from kvtape.watch.status_socket import NAME, ask_status
+from kvtape.watch.status import Status, absent, unready
+from kvtape.watch.status_socket import NAME, ask_statuses
 
 _REFRESH = 1.0
 _WIDTH = 80
@@ -79,14 +79,22 @@ def status(
     limit = None if max_lag is None else options.parse_duration(max_lag)
     if watch and limit is not None:
         raise UsageError("give only one of --watch and --max-lag")
+    tables = source_tables(context)
     own = [
-        Path(str(table.values["spool"]))
-        for table in source_tables(context)
-        if "spool" in table.values
+        Path(str(table.values["spool"])) for table in tables if "spool" in table.values
     ]
+    # Who names a spool asks for what is recorded with that one.
+    expected = (
+        [] if is_from(context, "spool", "COMMANDLINE") else [one.name for one in tables]
+    )
 
     def ask() -> list[Status]:
-        return _ask(_spools(repo, source, spool, own), source)
+        found = _ask(_spools(repo, source, spool, own))
+        told = {one.source for one in found}
+        found += [absent(name) for name in expected if name not in told]
+        if found := [one for one in found if source in (None, one.source)]:
+            return found
+        raise CheckError(f"no agent that runs here records the source {source}")
 
     if watch:
         _watch(ask, json=json)
@@ -128,25 +136,28 @@ def _spools(
     return sorted({*own, *(path.parent for path in sockets)})
 
 
-def _ask(spools: Sequence[Path], source: str | None) -> list[Status]:
+def _ask(spools: Sequence[Path]) -> list[Status]:
     """Ask all; CheckError if none answers."""
-    found, errors = [], []
+    found: dict[tuple[int, str], Status] = {}
+    beside: dict[tuple[int, str], Status] = {}
+    errors = []
     for spool in spools:
         try:
-            one = ask_status(spool)
+            one, *others = ask_statuses(spool)
         except CheckError as error:
             errors.append(error)
         else:
-            if source is None or one.source == source:
-                found.append(one)
+            found[one.pid, one.source] = one
+            # Each source of a process tells of those that have no spool open.
+            beside |= {(other.pid, other.source): other for other in others}
     if not found and errors:
         raise errors[0]
     if not found:
         raise CheckError(
-            f"no agent runs with a spool in {default_spools()}: start kvtape record, "
-            "or give its --spool"
+            f"no agent has a spool in {default_spools()} open: start kvtape record, or "
+            "give its --spool; if it runs, its log says what it waits for"
         )
-    return found
+    return list((beside | found).values())
 
 
 def _watch(ask: Callable[[], list[Status]], *, json: bool) -> None:
@@ -229,7 +240,10 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
         )
     yield "at risk", _risk(one)
     if one.headroom_seconds is not None:
-        yield "headroom", f"the backlog covers {one.headroom_seconds:.0f} s of writes"
+        yield (
+            "headroom",
+            f"the backlog covers {amounts.duration(one.headroom_seconds)} of writes",
+        )
     if one.spool is not None:
         yield "spool", _spool_use(one)
         yield "", one.spool
@@ -237,8 +251,10 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
     yield "resyncs", f"full: {_counts(one.full_resyncs)}"
     yield "", f"partial: {_counts(one.partial_resyncs)}"
     if (taken := one.last_snapshot) is not None:
-        size = amounts.size(taken.bytes)
-        yield "snapshot", f"{taken.time}, {size} in {taken.seconds:.1f} s"
+        yield (
+            "snapshot",
+            f"{taken.time}, {amounts.size(taken.bytes)} in {taken.seconds:.1f} s",
+        )
     yield "gaps", str(one.gaps_total or "none")
     for gap in one.gaps:
         yield "", f"{gap.start_time} to {gap.end_time}: {gap.reason}"
@@ -246,14 +262,18 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
         yield "upload tries", f"failed: {_counts(one.upload_errors)}"
     if one.last_error is not None:
         yield "last error", f"{one.last_error.time}: {one.last_error.message}"
-    yield "agent", f"pid {one.pid}, kvtape {one.version}, up {one.uptime:.0f} s"
+    yield (
+        "agent",
+        f"pid {one.pid}, kvtape {one.version}, up {amounts.duration(one.uptime)}",
+    )
 
 
 def _risk(one: Status) -> str:
     if one.lag_seconds is None:
         return "everything: nothing is stored yet"
     behind = "" if one.lag_bytes is None else amounts.size(one.lag_bytes)
-    return f"{one.lag_seconds:.1f} s of writes, {behind or 'unknown'} not stored"
+    lag = amounts.duration(one.lag_seconds)
+    return f"{lag} of writes, {behind or 'unknown'} not stored"
 
 
 def _spool_use(one: Status) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import time
 from pathlib import Path
 
@@ -78,7 +77,7 @@ class Agent:
 
     def __init__(self, options: RecordOptions, journal: Journal | None = None) -> None:
         self.options = options
-        self.journal = journal or Journal(options.source or options.url.address)
+        self.journal = journal or Journal(options.name)
         self.begun = trio.Event()
         self.opened = trio.Event()
         self.is_ready = False
@@ -487,7 +486,7 @@ def _source_folder(
     if name is None:
         sources = repository.sources()
         only = next(iter(sources)) if len(sources) == 1 else None
-        name = only or re.sub(r"[^A-Za-z0-9.]+", "-", options.url.name).strip("-")
+        name = only or options.name
     return repository.add_source(Source(name, address, _now(), info.server))
 
 

@@ -70,9 +70,7 @@ class Fleet:
         options: Sequence[RecordOptions],
         beside: Callable[[Agent], Awaitable[None]] = _nothing,
     ) -> None:
-        self.recordings = [
-            Recording(one, Journal(one.source or one.url.address)) for one in options
-        ]
+        self.recordings = [Recording(one, Journal(one.name)) for one in options]
         self._beside = beside
         self._stopping = trio.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,14 @@ class RecordOptions:
     snapshot_from: ServerUrl | None = None
     snapshot_file: Path | None = None
     announce: tuple[str, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the source is called, unless the repository holds one of another name.
+
+        Logs and metrics use it from the start: one that changes is two series.
+        """
+        return self.source or re.sub(r"[^A-Za-z0-9.]+", "-", self.url.name).strip("-")
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense together."""

@@ -11,13 +11,14 @@ from functools import partial
 import msgspec
 import trio
 
+from kvtape.amounts import duration
 from kvtape.record.agent import Agent
 from kvtape.record.fleet import Fleet, Recording
 from kvtape.record.options import RecordOptions
-from kvtape.watch.headroom import Headroom
+from kvtape.watch.headroom import TOO_SHORT, Headroom
 from kvtape.watch.notify import Notifier
 from kvtape.watch.status import Status, status_of
-from kvtape.watch.status_socket import serve_status
+from kvtape.watch.status_socket import serve_statuses
 
 
 class WatchedFleet:
@@ -38,8 +39,17 @@ class WatchedFleet:
         headroom = None if agent is None else self._headrooms.get(agent)
         if headroom is None:
             return status
+        problems = status.problems
+        if headroom.seconds is not None and headroom.seconds < TOO_SHORT:
+            problems += (
+                f"the server's backlog covers only {duration(headroom.seconds)} of "
+                "writes, and a longer outage is a gap: raise repl-backlog-size there",
+            )
         return msgspec.structs.replace(
-            status, headroom_seconds=headroom.seconds, write_rate=headroom.rate
+            status,
+            problems=problems,
+            headroom_seconds=headroom.seconds,
+            write_rate=headroom.rate,
         )
 
     async def _watch(self, agent: Agent) -> None:
@@ -49,9 +59,17 @@ class WatchedFleet:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(headroom.watch, agent)
-                await serve_status(agent.spool.folder, partial(self.status, recording))
+                told = partial(self._told_by, recording)
+                await serve_statuses(agent.spool.folder, told)
         finally:
             del self._headrooms[agent]
+
+    def _told_by(self, recording: Recording) -> list[Status]:
+        """Return what a source's spool says: also of those that have none open."""
+        others = [
+            one for one in self.fleet.recordings if one.agent not in self._headrooms
+        ]
+        return [self.status(one) for one in (recording, *others)]
 
     async def notify(self, notifier: Notifier) -> None:
         """Tell systemd, once every source has begun, until cancelled."""

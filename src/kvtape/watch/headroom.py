@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 INTERVAL = 20.0
 _INTERVAL_IF_REFUSED = 3600.0
 
+# Below so many seconds a restart of kvtape may cost a gap; docs/operations/alerts.yml
+# and kvtape check have the same bar.
+TOO_SHORT = 60.0
+
 # PINGs alone are 14 bytes in 10 s; that is no rate of writes.
 _IDLE_RATE = 10.0
 
@@ -43,9 +47,12 @@ class Headroom:
         """Find it out again and again, until cancelled, while a link stands."""
         while True:
             began, received = trio.current_time(), agent.recorder.received
+            replid = agent.recorder.replid
             await trio.sleep(interval)
             rate = (agent.recorder.received - received) / (trio.current_time() - began)
-            if agent.trouble is not None or rate < 0:  # another history has begun
+            # Offsets of another history, or of none yet, are no measure.
+            is_another = replid is None or replid != agent.recorder.replid
+            if agent.trouble is not None or is_another or rate < 0:
                 self.seconds = self.rate = None
                 continue
             try:
@@ -54,6 +61,7 @@ class Headroom:
                 _log.debug("cannot ask for the backlog: %s", error)
                 self.seconds, self.rate = None, rate
                 continue
+            self.rate = rate
             if backlog is None:
                 self.seconds, self.rate = None, rate
                 await trio.sleep(_INTERVAL_IF_REFUSED - interval)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from kvtape.amounts import duration
 from kvtape.record.agent import Agent
 from kvtape.record.journal import HistoryReason, Journal
 from kvtape.server.info import server_name
@@ -157,6 +158,19 @@ def status_of(
     )
 
 
+def absent(source: str, *, clock: Callable[[], float] = time.time) -> Status:
+    """Return the status of a source that should be recorded, and no agent tells of."""
+    return Status(
+        source=source,
+        address="",
+        phase="waiting",
+        phase_since=format_time(int(clock() * 1000)),
+        is_recording=False,
+        problems=("not recording: no agent tells of it",),
+        waiting_for="an agent",
+    )
+
+
 def lag_seconds(journal: Journal, agent: Agent, now: int) -> float | None:
     """Return how far back what is at risk begins (see above); now is in ms."""
     recorder, stored = agent.recorder, journal.stored_time
@@ -191,8 +205,8 @@ def unready(status: Status, most_at_risk: float) -> list[str]:
         reasons = reasons or ["nothing is stored yet"]
     elif status.lag_seconds > most_at_risk:
         reasons.append(
-            f"the writes of the last {status.lag_seconds:.1f} s are at risk, which is "
-            f"more than {most_at_risk:g} s"
+            f"the writes of the last {duration(status.lag_seconds)} are at risk, which "
+            f"is more than {duration(most_at_risk)}"
         )
     return reasons
 

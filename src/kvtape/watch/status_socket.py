@@ -1,6 +1,8 @@
 """The Unix socket in a spool folder that says what its agent does.
 
-One connection is one JSON document, and the end of it. Who may read the spool may ask:
+One connection is a JSON document a line, and the end of them: first of the agent that
+has the spool, then of the sources of the same process that have none open, since nobody
+else could tell of those. Who may read the spool may ask:
 the socket's mode is 0600. A socket that a killed agent left is replaced by renaming a
 new one over it; the spool's lock has made sure by then that nobody else records here.
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -45,7 +47,7 @@ _MOST_BYTES = 1024 * 1024
 _RECEIVE = 64 * 1024
 
 
-async def serve_status(spool: Path, status: Callable[[], Status]) -> None:
+async def serve_statuses(spool: Path, told: Callable[[], Sequence[Status]]) -> None:
     """Answer everybody who asks, until cancelled."""
     try:
         with _short(spool) as folder:
@@ -58,20 +60,24 @@ async def serve_status(spool: Path, status: Callable[[], Status]) -> None:
         )
         return
     try:
-        await _serve(listening, status)
+        await _serve(listening, told)
     finally:
         with suppress(OSError):
             (spool / NAME).unlink()
 
 
-async def _serve(listening: socket.socket, status: Callable[[], Status]) -> NoReturn:
+async def _serve(
+    listening: socket.socket, told: Callable[[], Sequence[Status]]
+) -> NoReturn:
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-    await trio.serve_listeners(partial(_answer, status), [listener])
+    await trio.serve_listeners(partial(_answer, told), [listener])
 
 
-async def _answer(status: Callable[[], Status], stream: trio.SocketStream) -> None:
+async def _answer(
+    told: Callable[[], Sequence[Status]], stream: trio.SocketStream
+) -> None:
     try:
-        content = msgspec.json.encode(status())
+        content = msgspec.json.Encoder().encode_lines(told())
     except Exception:  # noqa: BLE001 what is only shown must not end the recording
         _log.exception("cannot tell the status")
         content = b""
@@ -114,8 +120,11 @@ def _short(spool: Path) -> Iterator[str]:
         os.close(opened)
 
 
-def ask_status(spool: Path) -> Status:
-    """Ask the agent that records with a spool; CheckError if there is none. Blocks."""
+def ask_statuses(spool: Path) -> list[Status]:
+    """Ask the agent that records with a spool; CheckError if there is none. Blocks.
+
+    Its own status comes first.
+    """
     content = b""
     try:
         with socket.socket(socket.AF_UNIX) as asking:
@@ -126,8 +135,8 @@ def ask_status(spool: Path) -> Status:
                 content += data
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         raise CheckError(
-            f"no agent runs with the spool {spool}: start kvtape record, or give its "
-            "--spool"
+            f"no agent has the spool {spool} open: start kvtape record, or give its "
+            "--spool; if it runs, its log says what it waits for"
         ) from None
     except TimeoutError:
         raise CheckError(
@@ -139,7 +148,8 @@ def ask_status(spool: Path) -> Status:
             f"cannot ask the agent of the spool {spool}: {error.strerror or error}"
         ) from None
     try:
-        return msgspec.json.decode(content, type=Status)
+        # Nothing at all is said by an agent that has a bug, or just ends.
+        return msgspec.json.Decoder(Status).decode_lines(content or b"{}")
     except msgspec.DecodeError as error:
         raise CheckError(
             f"the agent of the spool {spool} did not answer with a status ({error}): "
