@@ -13,12 +13,13 @@ import fsspec
 import pytest
 import trio
 from fsspec import AbstractFileSystem
+from s3fs import S3FileSystem
 from trio.testing import MockClock
 
 from certificates import Authority, start_tls_server
 from kvtape.check.ask import ask_server
 from kvtape.check.finding import Finding
-from kvtape.check.repository import PROBES, probe, stored
+from kvtape.check.repository import PROBES, identify, probe, stored
 from kvtape.check.spool import disk_facts, position
 from kvtape.check.survey import CheckOptions, run_checks
 from kvtape.cli.check import document, lines
@@ -26,6 +27,7 @@ from kvtape.errors import RepositoryError
 from kvtape.server.url import ServerUrl
 from kvtape.storage.repository import create_repository, open_repository
 from kvtape.storage.store import LocalStore
+from object_store import Bucket
 from plain_client import PlainClient
 from recording import REPLID, SOURCE, THEN, Tape, taping
 from replicas import attach, wait_until
@@ -386,6 +388,19 @@ class Hanging(AbstractFileSystem):  # type: ignore[misc]
         """Wait for what does not happen."""
         self.over.wait()
         return []
+
+
+def test_a_store_out_of_reach_is_no_lack_of_a_permission(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    S3FileSystem.clear_instance_cache()
+    place = identify(bucket.url)
+    S3FileSystem.clear_instance_cache()
+    [listed, _] = place.findings
+    assert listed.verdict == "fail"
+    assert listed.hint.startswith("is the store in reach?")
+    assert any("http://127.0.0.1:1/" in line for line in lines(place.findings))
 
 
 def test_a_store_that_hangs_is_given_up() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from kvtape.amounts import duration, size
 from kvtape.check.finding import Finding, Verdict
-from kvtape.errors import Error, IdentityError, VerificationError
+from kvtape.errors import Error, IdentityError, RepositoryError, VerificationError
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.storage.store import Store, open_store
 from kvtape.tape.catalogue import Catalogue
@@ -65,9 +65,12 @@ def identify(url: str) -> Place:
         store = open_store(url)
         listing = store.list(depth=2)
     except Error as error:
+        hint = "allow listing, or mend the repository's URL"
+        if isinstance(error, RepositoryError) and error.is_passing:
+            hint = "is the store in reach? record waits for it, or fills its spool"
         return Place(
             [
-                _failed(_LIST, error, "allow listing, or mend the repository's URL"),
+                _failed(_LIST, error, hint),
                 not_tried(_IDENTITY, "the place cannot be listed"),
             ]
         )

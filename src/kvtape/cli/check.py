@@ -193,6 +193,7 @@ def lines(findings: Iterable[Finding], *, has_colours: bool = False) -> Iterator
                 _WIDTH,
                 initial_indent=f"{_INDENT}  -> ",
                 subsequent_indent=f"{_INDENT}     ",
+                break_long_words=False,  # what is cut in two cannot be copied
                 break_on_hyphens=False,
             )
 
@@ -206,7 +207,9 @@ def _sayable_together(finding: Finding) -> tuple[str, ...]:
 def _told(verdict: str, text: str) -> Iterator[str]:
     """Wrap a text behind a verdict, which may hold colours that take no room."""
     room = _WIDTH - len("unknown  ")
-    first, *others = textwrap.wrap(text, room, break_on_hyphens=False)
+    first, *others = textwrap.wrap(
+        text, room, break_long_words=False, break_on_hyphens=False
+    )
     yield f"{verdict}  {first}"
     for line in others:
         yield f"{' ' * len('unknown  ')}{line}"
