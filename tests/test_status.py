@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -300,6 +304,76 @@ def test_where_no_agent_runs_the_status_is_5(
     outcome = kvtape("status", *arguments)
     assert (outcome.status, outcome.out) == (5, "")
     assert "no agent has" in outcome.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server_name", ["valkey-8.1"], indirect=True)
+async def test_watching_on_a_terminal_shows_it_anew_in_80_columns(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    async with watched(options_for(server, tmp_path)) as lookout:
+        await until(lookout, lambda one: one.stored_offset is not None)
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        process = subprocess.Popen(  # noqa: ASYNC220 it returns at once
+            [sys.executable, "-m", "kvtape", "status", "--watch", "--spool", "spool"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=tmp_path,
+            env={**os.environ, "TERM": "xterm"},
+        )
+        os.close(theirs)
+        shown = ""
+        try:
+            while shown.count("source shop: streaming (green)") < 2:
+                await trio.lowlevel.wait_readable(ours)
+                shown += os.read(ours, 65536).decode()
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # the other end is closed
+                while True:
+                    await trio.lowlevel.wait_readable(ours)
+                    shown += os.read(ours, 65536).decode()
+            assert await trio.to_thread.run_sync(process.wait) == 130
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert max(map(len, plain.replace("\r", "\n").splitlines())) <= 80
+    # The second picture is drawn over the first, and the cursor is given back.
+    assert "\x1b[1A\x1b[2K" in shown
+    assert shown.rstrip().endswith("\x1b[?25h")
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("server_name", ["valkey-8.1"], indirect=True)
+async def test_without_a_snapshot_nothing_is_stored_however_much_is(
+    tmp_path: Path,
+    server_name: str,
+    start_server: StartServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kvtape")
+    server = start_server(server_name, repl_ping_replica_period="1")
+    with server.client() as client, start_server(server_name).client() as replica:
+        replica.replicaof("127.0.0.1", server.port)
+        wait_until(lambda: client.info("replication")["connected_slaves"] == 1)
+        client.set("key", "value")
+        seeded = replace(
+            options_for(server, tmp_path), snapshot_from=ServerUrl("127.0.0.1", 1)
+        )
+        async with watched(seeded) as lookout:
+            await until(lookout, lambda one: "no snapshot" in (one.waiting_for or ""))
+            client.set("key", "other")
+            agent = lookout.fleet.recordings[0].agent
+            assert agent is not None
+            while not agent.journal.uploads.total:  # noqa: ASYNC110
+                await trio.sleep(0.002)
+            status = lookout.statuses()[0]
+    assert (status.lag_seconds, status.stored_offset) == (None, None)
+    assert "stopped: nothing can be restored yet" in caplog.text
 
 
 def test_watching_and_a_limit_do_not_go_together() -> None:

@@ -17,7 +17,14 @@ import trio
 from kvtape.errors import RepositoryError, cause_of
 from kvtape.record.acknowledge import choose_ack, doubts_about
 from kvtape.record.backoff import Backoff
-from kvtape.record.events import DiskFails, DiskRecovers, Stopped, tell, tell_to
+from kvtape.record.events import (
+    DiskFails,
+    DiskRecovers,
+    StartWaits,
+    Stopped,
+    tell,
+    tell_to,
+)
 from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.identity import Identity
 from kvtape.record.histories.resyncs import FullResyncs
@@ -180,8 +187,7 @@ class Agent:
 
     async def _wait_to_start(self, trouble: str, backoff: Backoff) -> None:
         """Wait for what may pass, and say so when it is something else than before."""
-        if self._start_trouble != trouble:
-            _log.warning("%s; nothing is recorded; trying again", trouble)
+        tell(StartWaits(trouble, is_repeated=self._start_trouble == trouble))
         self._start_trouble = trouble
         self.begun.set()
         await trio.sleep(backoff.next())
@@ -219,7 +225,7 @@ class Agent:
                 if not error.is_passing:
                     raise
                 if await trio.to_thread.run_sync(self._open_without):
-                    _log.warning("%s; recording goes on into the spool", error)
+                    tell(StartWaits(str(error), is_recording=True))
                     return
                 await self._wait_to_start(str(error), backoff)
             else:
@@ -383,10 +389,7 @@ class Agent:
             deadline = trio.current_time() + self.options.stop_timeout
             nursery.cancel_scope.deadline = deadline
         if not nursery.cancel_scope.cancelled_caught:
-            replid = self.recorder.replid
-            is_rooted = self.linker.commits.is_rooted
-            stored = self.journal.stored.get(replid or "") if is_rooted else None
-            tell(Stopped(replid, stored))
+            tell(Stopped(self.recorder.replid, self.stored))
         else:
             why = f" ({self.uploader.error})" if self.uploader.error else ""
             raise RepositoryError(

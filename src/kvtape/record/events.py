@@ -176,6 +176,88 @@ class FileStored:
 
 
 @dataclass(frozen=True, slots=True)
+class StartWaits:
+    """The repository, or a server behind Sentinels, is out of reach at the start.
+
+    is_recording: the spool knows where to go on, and recording begins into it.
+    """
+
+    name: ClassVar = "start-waits"
+    reason: str
+    is_recording: bool = False
+    is_repeated: bool = False
+
+    @property
+    def level(self) -> int:
+        """Return how loudly to say it."""
+        return logging.DEBUG if self.is_repeated else logging.WARNING
+
+    def __str__(self) -> str:
+        if self.is_recording:
+            return f"{self.reason}; recording goes on into the spool"
+        return f"{self.reason}; nothing is recorded; trying again"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFound:
+    """Sentinel names another server than before, or the first one."""
+
+    name: ClassVar = "source-found"
+    level: ClassVar = logging.INFO
+    address: str
+    role: Literal["primary", "replica"]
+
+    def __str__(self) -> str:
+        return f"Sentinel names {self.address}, a {self.role}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedJoined:
+    """The stream is followed from an offset on, and the snapshot comes from elsewhere.
+
+    Nothing from there on can be restored before it is there.
+    """
+
+    name: ClassVar = "seed-joined"
+    level: ClassVar = logging.INFO
+    replid: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"joining the stream of {self.replid} at {self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedBegun:
+    """A snapshot comes from a replica or a file."""
+
+    name: ClassVar = "seed-begun"
+    level: ClassVar = logging.INFO
+    origin: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"a snapshot comes from {self.origin} at {self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedFails:
+    """No snapshot comes yet from where it should; it is tried until one does."""
+
+    name: ClassVar = "seed-fails"
+    reason: str
+    is_repeated: bool = False
+
+    @property
+    def level(self) -> int:
+        """Return how loudly to say it."""
+        return logging.DEBUG if self.is_repeated else logging.WARNING
+
+    def __str__(self) -> str:
+        return f"{self.reason}; trying again"
+
+
+@dataclass(frozen=True, slots=True)
 class UploadsFail:
     """The repository does not take what is queued. is_repeated: nor did it before."""
 
@@ -322,6 +404,11 @@ Event = (
     | FullResyncComplete
     | GapFound
     | FileStored
+    | StartWaits
+    | SourceFound
+    | SeedJoined
+    | SeedBegun
+    | SeedFails
     | UploadsFail
     | UploadsRecover
     | DiskFails

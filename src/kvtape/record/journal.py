@@ -26,8 +26,10 @@ from kvtape.record.events import (
     GapFound,
     Linked,
     LinkLost,
+    SeedFails,
     SourceFails,
     SpoolFull,
+    StartWaits,
     UploadsFail,
     UploadsRecover,
 )
@@ -89,6 +91,7 @@ class Journal:
     history_reason: HistoryReason | None = None
     _next_reason: HistoryReason | None = None  # once the snapshot is whole
     # What the repository holds of each history, and when the newest of it was received.
+    # None of it counts before there is a snapshot.
     stored: dict[str, int] = field(default_factory=dict)
     stored_time: int | None = None
     full_resyncs: Counter[str] = field(default_factory=Counter)
@@ -114,6 +117,8 @@ class Journal:
                 | DiskFails()
                 | SourceFails()
                 | SpoolFull()
+                | SeedFails()
+                | StartWaits()
             ):
                 self._note_trouble(event)
             case UploadsFail(is_passing=is_passing):
@@ -137,6 +142,8 @@ class Journal:
         | DiskFails
         | SourceFails
         | SpoolFull
+        | SeedFails
+        | StartWaits
         | UploadsFail
         | FullResyncPostponed,
     ) -> None:
@@ -169,7 +176,7 @@ class Journal:
 
     def _note_stored(self, path: str) -> None:
         match name := parse(path):
-            case SegmentName():
+            case SegmentName() if self.stored_time is not None:
                 self.note_held(name.replid, name.end, name.last)
             case SnapshotName() if path == name.manifest:
                 self.note_held(name.replid, name.offset, name.time)

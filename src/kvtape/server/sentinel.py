@@ -113,6 +113,11 @@ class Finder:
         self._is_deaf = False  # whether no Sentinel could be followed
         self._said: set[str] = set()  # since a server was found last
 
+    @property
+    def role(self) -> Literal["primary", "replica"]:
+        """What the server that was found last was named as."""
+        return "primary" if self._is_primary else "replica"
+
     async def find(self) -> ServerUrl:
         """Return the server to record.
 
@@ -166,8 +171,6 @@ class Finder:
 
     def _found(self, url: ServerUrl) -> ServerUrl:
         if url != self._last:
-            role = "primary" if self._is_primary else "replica"
-            _log.info("Sentinel names %s, a %s", url.address, role)
             self._said.clear()
         self._last = url
         return url

@@ -19,7 +19,13 @@ import trio
 from kvtape.errors import RepositoryError, ServerError, UsageError, cause_of
 from kvtape.record.acknowledge import choose_ack
 from kvtape.record.backoff import Backoff
-from kvtape.record.events import FullResyncPostponed, LinkLost, SpoolFull, tell
+from kvtape.record.events import (
+    FullResyncPostponed,
+    LinkLost,
+    SourceFound,
+    SpoolFull,
+    tell,
+)
 from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.identity import Identity
 from kvtape.record.histories.resyncs import FullResyncs
@@ -43,7 +49,7 @@ from kvtape.replication.replica import (
 from kvtape.server.client import connect, open_client, peer_of
 from kvtape.server.info import ServerInfo, ask_with_limits
 from kvtape.server.sentinel import Finder
-from kvtape.server.url import ServerUrl
+from kvtape.server.url import SentinelUrl, ServerUrl
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool, SpoolFullError
 
@@ -137,7 +143,10 @@ class Linker:
         self.breaks.begin()
         await self._wait_for_room()
         self.session = None
-        url = self.url = await self.finder.find()
+        url = await self.finder.find()
+        if isinstance(self.options.url, SentinelUrl) and url != self.url:
+            tell(SourceFound(url.address, self.finder.role))
+        self.url = url
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.finder.watch, url)
             await self._link_to(url)

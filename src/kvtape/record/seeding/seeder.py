@@ -25,7 +25,7 @@ import trio
 
 from kvtape.errors import ServerError, UsageError, cause_of
 from kvtape.record.backoff import Backoff
-from kvtape.record.events import complete, tell
+from kvtape.record.events import SeedBegun, SeedFails, SeedJoined, complete, tell
 from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.resyncs import FullResyncs
 from kvtape.record.seeding.file import FileOrigin
@@ -160,7 +160,7 @@ class Seeder:
             self._joined = (start.replid, start.offset)
             self.since = start.offset
         self._changed.fire()
-        _log.info("joining the stream of %s at %d", start.replid, start.offset)
+        tell(SeedJoined(start.replid, start.offset))
 
     # Bringing the snapshot.
 
@@ -180,8 +180,7 @@ class Seeder:
                 if not self._may_pass(error):
                     raise
                 trouble = f"no snapshot from {self.origin.name} yet: {error}"
-                if self.trouble != trouble:
-                    _log.warning("%s; trying again", trouble)
+                tell(SeedFails(trouble, is_repeated=self.trouble == trouble))
                 self.trouble = trouble
                 await trio.sleep(backoff.next())
             else:
@@ -210,9 +209,7 @@ class Seeder:
                     f"it has one at {announced.offset} of {announced.replid}, and "
                     f"{replid} is recorded since {since}"
                 )
-            _log.info(
-                "a snapshot comes from %s at %d", self.origin.name, announced.offset
-            )
+            tell(SeedBegun(self.origin.name, announced.offset))
             await self._receive(delivery, joinings)
 
     def _fits(self, announced: FullResync, since: int) -> bool:

@@ -16,14 +16,16 @@ from kvtape.tape.names import SegmentName, SnapshotName, parse
 def note_stored(journal: Journal, stored: Catalogue, spool: Spool) -> None:
     """Note what repository and queue hold together, without what is queued. Blocks."""
     queued = spool.queued()
-    for names in stored.segments.values():
-        for segment in names:
-            if segment.path not in queued:
-                journal.note_held(segment.replid, segment.end, segment.last)
     for snapshot in stored.snapshots:
         name = snapshot.name
         if name.manifest not in queued:
             journal.note_held(name.replid, name.offset, name.time)
+    if journal.stored_time is None:
+        return
+    for names in stored.segments.values():
+        for segment in names:
+            if segment.path not in queued:
+                journal.note_held(segment.replid, segment.end, segment.last)
 
 
 def note_not_spooled(journal: Journal, position: Position, spool: Spool) -> None:
