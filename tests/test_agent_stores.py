@@ -72,14 +72,27 @@ async def test_an_agent_that_starts_while_the_store_is_down_waits_for_it(
     assert await checked(bucket.url) == STREAM
 
 
-@pytest.mark.parametrize("has_queue", [False, True], ids=["open segment", "queue"])
+@pytest.mark.parametrize(
+    ("has_queue", "trouble"),
+    [
+        (False, (503, "SlowDown")),
+        (True, (503, "SlowDown")),
+        (True, (403, "ExpiredToken")),
+    ],
+    ids=["open segment", "queue", "credentials"],
+)
 async def test_an_agent_whose_spool_knows_where_to_go_on_records_without_the_store(
-    bucket: Bucket, way: BadWay, tmp_path: Path, *, has_queue: bool
+    bucket: Bucket,
+    way: BadWay,
+    tmp_path: Path,
+    trouble: tuple[int, str],
+    *,
+    has_queue: bool,
 ) -> None:
     storyteller = teller()
     story = storyteller.stream
     await record(storyteller, bucket.url, tmp_path / "spool")
-    way.trouble = lambda *_: (503, "SlowDown")
+    way.trouble = lambda *_: trouble
     # The store goes, then more is written, then the agent is killed.
     spool = tmp_path / "spool"
     with closing(Spool(spool)) as opened:
@@ -151,6 +164,32 @@ async def test_it_stops_at_once_while_it_waits_for_the_store(
             nursery.start_soon(agent.run)
             await until(lambda: bool(way.requests))
             agent.stop()
+    may_go_on.set()
+
+
+async def test_it_stops_at_once_while_the_store_does_not_tell_what_is_there(
+    bucket: Bucket, way: BadWay, tmp_path: Path
+) -> None:
+    await record(teller(), bucket.url, tmp_path / "spool")
+    may_go_on, asked = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> object:
+        # Of the repository itself all is well; all of a source is one listing.
+        if "list-type" not in path or "delimiter=%2F" in path:
+            return None
+        asked.set()
+        return may_go_on
+
+    way.trouble = hang
+    async with told(teller()) as port:
+        agent = Agent(options_for(port, bucket.url, tmp_path / "spool"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.run)
+            await until(asked.is_set)
+            agent.stop()
+            # Less than s3fs waits for an answer, which is 15 s.
+            nursery.cancel_scope.deadline = trio.current_time() + 10
+        assert not nursery.cancel_scope.cancelled_caught
     may_go_on.set()
 
 

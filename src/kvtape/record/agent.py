@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -36,7 +37,7 @@ from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
 from kvtape.record.seeding.seeder import Seeder, origin_of
 from kvtape.record.spooling.clock import ReceiptClock
-from kvtape.record.spooling.place import default_spool
+from kvtape.record.spooling.place import default_spool, source_folder
 from kvtape.record.spooling.position import (
     catalogue_of,
     last_restorable,
@@ -58,10 +59,12 @@ from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import open_store
-from kvtape.tape.documents import Source
 from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
+
+# A store that does not answer must not keep us from stopping.
+_in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
 
 # How often a full disk is looked at, and how long at most before it is tried again, in
 # seconds. A link a minute is nothing to a primary.
@@ -199,7 +202,7 @@ class Agent:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_in_time, nursery.cancel_scope)
                 await self._open_in_the_end(info)
-                is_open = True
+                is_open = self.is_ready
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise cause_of(group) from group
@@ -209,24 +212,21 @@ class Agent:
         """Open repository and spool, waiting for a store that may come back.
 
         An agent that is started by the machine at 3 a.m. must not give up because of
-        what gives it back the morning after.
+        what gives it back the morning after; nor, where its spool knows how to go on,
+        because of credentials that somebody has to renew.
         """
-        backoff = Backoff()
+        backoff, repository = Backoff(), self.options.repository
         while True:
             try:
-                # By itself before all else: a store that does not answer must not keep
-                # the program from stopping, and what has the spool's lock must end.
-                repository = self.options.repository
-                await trio.to_thread.run_sync(
-                    create_repository, repository, _now(), abandon_on_cancel=True
-                )
-                await trio.to_thread.run_sync(self._open, info)
+                # By itself before all else, so that the spool's lock is taken late.
+                await _in_thread(create_repository, repository, _now())
+                await _in_thread(self._open, info)
             except RepositoryError as error:
-                if not error.is_passing:
-                    raise
-                if await trio.to_thread.run_sync(self._open_without):
+                if await _in_thread(self._open_without):
                     tell(StartWaits(str(error), is_recording=True))
                     return
+                if not error.is_passing:
+                    raise
                 await self._wait_to_start(str(error), backoff)
             else:
                 self._start_trouble = None
@@ -250,8 +250,11 @@ class Agent:
 
     def _open(self, info: ServerInfo) -> None:
         """Open the repository and the spool, and find where to go on. Blocks."""
-        repository = create_repository(self.options.repository, _now())
-        self._folder = _source_folder(repository, self.options, info)
+        options = self.options
+        repository = create_repository(options.repository, _now())
+        self._folder = source_folder(
+            repository, options.source, options.url, info.server, _now()
+        )
         self._open_by(repository, is_reached=True)
 
     def _open_by(self, repository: Repository, *, is_reached: bool) -> bool:
@@ -270,6 +273,11 @@ class Agent:
         except BaseException:
             self.spool.close()
             raise
+        if self._stopping.is_set():
+            # Nobody may be waiting for this any more.
+            self.spool.close()
+            return False
+        self.is_ready = True
         _log.info(
             "recording %s as source %s into %s, by way of the spool %s",
             options.url.address,
@@ -284,7 +292,7 @@ class Agent:
 
         False if the repository is not reached and nothing here says where to go on.
         """
-        folder = self._folder
+        folder, options = self._folder, self.options
         self.spool.open(repository.id, folder.name)
         position = recover(self.spool)
         if is_reached:
@@ -316,7 +324,7 @@ class Agent:
         if position is not None and is_reached:
             is_rooted, since = root(stored, position, self.spool)
         before = None if is_rooted else last_restorable(stored)
-        options, spool, queued = self.options, self.spool, self._queued
+        spool, queued = self.spool, self._queued
         resyncs = FullResyncs(spool, options.full_resyncs_per_hour)
         self.recorder = Recorder(spool, options.limits, queued)
         unconfirmed = None if is_reached else repository
@@ -359,7 +367,6 @@ class Agent:
             )
         if position is not None:
             self.recorder.follow(position)
-        self.is_ready = True
         return True
 
     def _learn(self, stored: Stored) -> None:
@@ -479,18 +486,6 @@ class Agent:
                     await self.recorder.written.wait()
         await self._stopping.wait()
         links.cancel()
-
-
-def _source_folder(
-    repository: Repository, options: RecordOptions, info: ServerInfo
-) -> SourceFolder:
-    """Return the folder to record into; whether it is the right one, the link shows."""
-    name, address = options.source, options.url.address
-    if name is None:
-        sources = repository.sources()
-        only = next(iter(sources)) if len(sources) == 1 else None
-        name = only or options.name
-    return repository.add_source(Source(name, address, _now(), info.server))
 
 
 def _disk_error(folder: Path, error: OSError) -> RepositoryError:
