@@ -414,6 +414,28 @@ def test_a_primary_that_cannot_continue_is_joined_anew_behind_a_gap(
     )
 
 
+def test_a_newer_replica_serves_and_is_said_to_be_what_a_restore_needs(
+    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    primary, newer = start_server("redis-6.2"), start_server("redis-7.0")
+    attach(newer, primary)
+    with PlainClient(primary.client()) as plain:
+        # Relative, as only 6.2 streams it, behind a snapshot of 7.0.
+        plain.exchange([("SET", "before", 1, "EX", 1000), ("INCR", "counter")])
+        before = resyncs(primary)
+        with recording(primary, tmp_path, snapshot_from=url_of(newer)) as taping:
+            wait_until_rooted(taping)
+            plain.exchange([("SET", "behind", 1, "EX", 1000), ("INCR", "counter")])
+            taping.catch_up()
+        assert_spared(before, primary)
+    expected = fingerprint(primary.client())
+    target = start_server("redis-7.0")
+    assert not compare(expected, restored(tmp_path, ToLatest(), target))
+    assert "restored from it needs Redis 7.0 or newer" in caplog.text
+    with pytest.raises(ServerError, match="cannot load RDB version 10"):
+        restored(tmp_path, ToLatest(), start_server("redis-6.2"))
+
+
 @ONE
 def test_a_failover_while_the_snapshot_comes_costs_nothing(
     server_name: str, start_server: StartServer, tmp_path: Path

@@ -27,12 +27,12 @@ class JoinError(ServerError):
 class Wanted:
     """The snapshot that is wanted: of replid, at offset or later.
 
-    run_id is that of the server that must not take it, and room where it must fit.
+    server is the recorded one, which must not take it, and room where it must fit.
     """
 
     replid: str
     offset: int
-    run_id: str | None
+    server: Server
     room: Room
 
 

@@ -11,6 +11,7 @@ That it is the primary itself is not: to ask it would be the fork that is to be 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ from kvtape.replication.replica import (
 from kvtape.server.client import Stream, connect, open_client
 from kvtape.server.info import ServerInfo, ask
 from kvtape.server.url import ServerUrl
+from kvtape.tape.documents import Server
+
+_log = logging.getLogger(__name__)
 
 _RECEIVE = 512 * 1024
 
@@ -77,6 +81,7 @@ class ReplicaOrigin:
             replica = Replica.for_snapshot(url.username, url.password)
             transfer = _Transfer(stream, replica, url.address)
             announced = await transfer.announced()
+            _warn_of_another_release(info.server, wanted.server)
             # The run is of who is recorded, and this is not it.
             server = msgspec.structs.replace(info.server, run_id=None)
             yield Delivery(announced, server, transfer.next)
@@ -84,7 +89,8 @@ class ReplicaOrigin:
     def _require_fit(self, info: ServerInfo, wanted: Wanted) -> None:
         address = self.name
         require_info(info, address)
-        if wanted.run_id is not None and info.server.run_id == wanted.run_id:
+        run_id = wanted.server.run_id
+        if run_id is not None and info.server.run_id == run_id:
             raise UsageError(
                 f"{address} is the recorded server itself, which would have to fork "
                 "for the snapshot: name one of its replicas by --snapshot-from"
@@ -103,6 +109,26 @@ class ReplicaOrigin:
                 f"{address} is {behind} bytes behind where the stream was joined, at "
                 f"{wanted.offset}"
             )
+
+
+def _warn_of_another_release(replica: Server, primary: Server) -> None:
+    """Say where a restore will need another server than the recorded one."""
+    theirs, ours = _release(replica), _release(primary)
+    if theirs is not None and ours is not None and theirs != ours:
+        _log.warning(
+            "the snapshot is written by %s, and the recorded server is %s: what is "
+            "restored from it needs %s or newer",
+            theirs,
+            ours,
+            theirs,
+        )
+
+
+def _release(server: Server) -> str | None:
+    # RDB files are the same within a release.
+    if server.family is None or server.version is None:
+        return None
+    return f"{server.family.capitalize()} {'.'.join(server.version.split('.')[:2])}"
 
 
 @dataclass(frozen=True, slots=True)

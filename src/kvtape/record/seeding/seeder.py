@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +47,10 @@ from kvtape.tape.names import SnapshotName
 from kvtape.tape.point import format_time
 
 _log = logging.getLogger(__name__)
+
+
+def _without_numbers(sentence: str) -> str:
+    return re.sub(r"\d+", "N", sentence)
 
 
 def origin_of(
@@ -78,7 +83,7 @@ class Seeder:
     _is_linked: bool = False
     _has_linked: bool = False
     _has_seeded: bool = False
-    _run_id: str | None = None
+    _server: Server = field(default_factory=Server)
     _joined: tuple[str, int] = ("", 0)
     _joinings: int = 0
     _changed: Signal = field(default_factory=Signal)
@@ -99,7 +104,7 @@ class Seeder:
         if its stream cannot be joined.
         """
         require_info(info, address)
-        self._run_id = info.server.run_id
+        self._server = info.server
         position = self.recorder.position
         if position is not None and info.can_continue(*position):
             if self.commits.is_rooted:
@@ -180,7 +185,9 @@ class Seeder:
                 if not self._may_pass(error):
                     raise
                 trouble = f"no snapshot from {self.origin.name} yet: {error}"
-                tell(SeedFails(trouble, is_repeated=self.trouble == trouble))
+                # How far a replica lags is another number each time, for hours.
+                same = _without_numbers(self.trouble or "") == _without_numbers(trouble)
+                tell(SeedFails(trouble, is_repeated=same))
                 self.trouble = trouble
                 await trio.sleep(backoff.next())
             else:
@@ -198,7 +205,7 @@ class Seeder:
         await self._respect_limit()
         joinings, replid = self._joinings, self.recorder.replid or ""
         since = max(self.since, self.commits.forks.get(replid, 0))
-        wanted = Wanted(replid, since, self._run_id, Room(self.spool, self.clock))
+        wanted = Wanted(replid, since, self._server, Room(self.spool, self.clock))
         async with self.origin.open(wanted) as delivery:
             announced = delivery.announced
             if self.origin.costs_a_fork:
