@@ -316,10 +316,8 @@ class Agent:
             self.journal.history_reason = stored.histories[position.replid].reason
         clock = ReceiptClock(position.time if position else 0)
         known = [HistoryName(replid).path for replid in stored.histories]
-        known += [
-            GapName(gap.replid, gap.start_offset, gap.end_offset).path
-            for gap in stored.gaps
-        ]
+        names = (GapName(g.replid, g.start_offset, g.end_offset) for g in stored.gaps)
+        known += [name.path for name in names]
         is_rooted, since = True, 0
         if position is not None and is_reached:
             is_rooted, since = root(stored, position, self.spool)
@@ -489,8 +487,9 @@ class Agent:
 
 
 def _disk_error(folder: Path, error: OSError) -> RepositoryError:
-    reason = error.strerror or str(error)
-    return RepositoryError(f"cannot write to the spool {folder}: {reason}")
+    return RepositoryError(
+        f"cannot write to the spool {folder}: {error.strerror or error}"
+    )
 
 
 def _now() -> int:
