@@ -184,3 +184,17 @@ def test_a_history_that_forked_just_before_a_restart_counts_from_its_fork_on() -
     stored = stored_before(folder.catalogue(), ())
     stored.add_segment(SegmentName(B, 450, 600, 1, 2))
     assert stored.end(B) == 600
+
+
+def test_what_another_agent_stored_counts_once_it_is_found() -> None:
+    """But nothing does of a history whose server went back, before its snapshot."""
+    stored, found = Stored(), stored_before(story().catalogue(), ())
+    stored.merge(found)
+    assert (stored.end(A), stored.end(B), stored.end(C)) == (
+        found.end(A),
+        found.end(B),
+        found.end(C),
+    )
+    stored.go_back(C, 850)
+    stored.merge(found)
+    assert stored.end(C) is None
