@@ -55,10 +55,13 @@ RECORD_MAY_IMPORT: dict[str, set[str]] = {
         *TOLD,
         *("acknowledge", "options", "spooling", "uploading", "histories", "seeding"),
     },
+    "parts": {
+        *TOLD,
+        *("options", "spooling", "uploading", "histories", "seeding", "linking"),
+    },
     "agent": {
         *TOLD,
-        *("acknowledge", "options", "spooling", "uploading", "histories", "seeding"),
-        "linking",
+        *("acknowledge", "options", "spooling", "uploading", "linking", "parts"),
     },
     "fleet": {*TOLD, "options", "agent"},
     "__init__": set(),

@@ -26,31 +26,18 @@ from kvtape.record.events import (
     tell,
     tell_to,
 )
-from kvtape.record.histories.commits import Commits
-from kvtape.record.histories.identity import Identity
-from kvtape.record.histories.resyncs import FullResyncs
-from kvtape.record.histories.rewind import Rewinder
 from kvtape.record.journal import Journal
 from kvtape.record.linking.endpoint import Endpoint, Standing, open_endpoint
 from kvtape.record.linking.linker import Linker, ask_server
 from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
-from kvtape.record.seeding.seeder import Seeder, origin_of
-from kvtape.record.spooling.clock import ReceiptClock
+from kvtape.record.parts import Assembler, Place
 from kvtape.record.spooling.place import default_spool, source_folder
 from kvtape.record.spooling.position import (
-    catalogue_of,
-    last_restorable,
     recover,
-    root,
-    spooled_position,
-    stored_catalogue,
-    stored_position,
 )
 from kvtape.record.spooling.recorder import Recorder
 from kvtape.record.spooling.room import Gauge, has_enough_free, watch
-from kvtape.record.uploading.held import note_not_spooled, note_stored
-from kvtape.record.uploading.stored import Stored, stored_before
 from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
@@ -59,7 +46,6 @@ from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import open_store
-from kvtape.tape.names import GapName, HistoryName
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +78,6 @@ class Agent:
         self.opened = trio.Event()
         self.is_ready = False
         self._finder = Finder(options.url, options.prefer)
-        self._origin = origin_of(options.snapshot_from, options.snapshot_file)
         self._folder: SourceFolder
         self._queued = Signal()
         self._stopping = trio.Event()
@@ -264,9 +249,16 @@ class Agent:
         self.spool = Spool(folder, options.spool_limit)
         self._gauge = Gauge(options.spool_limit)
         try:
-            if not self._open_spool(repository, is_reached=is_reached):
+            place = Place(repository, self._folder, self.spool, is_reached)
+            announced = HIDDEN if self.endpoint is None else self.endpoint.announced
+            parts = Assembler(
+                options, self._finder, self.journal, self._queued, announced
+            ).assemble(place)
+            if parts is None:
                 self.spool.close()
                 return False
+            self.recorder, self.uploader = parts.recorder, parts.uploader
+            self.linker = parts.linker
         except OSError as error:
             self.spool.close()
             raise _disk_error(folder, error) from error
@@ -286,89 +278,6 @@ class Agent:
             folder,
         )
         return True
-
-    def _open_spool(self, repository: Repository, *, is_reached: bool) -> bool:
-        """Open the spool, and make all that writes to it and reads from it.
-
-        False if the repository is not reached and nothing here says where to go on.
-        """
-        folder, options = self._folder, self.options
-        self.spool.open(repository.id, folder.name)
-        position = recover(self.spool)
-        if is_reached:
-            stored = stored_catalogue(folder, self.spool)
-            position = position or stored_position(stored, folder, self.spool)
-            addresses = {repository.sources()[folder.name].address}
-        else:
-            stored = catalogue_of(folder, self.spool, {})
-            position = position or spooled_position(folder, self.spool)
-            # Where the source was recorded is not known now; the spool vouches for it.
-            addresses = {self.options.url.address}
-            # Whether a snapshot leads up to it is not known either, and with another
-            # origin of snapshots it must be.
-            if position is None or self._origin is not None:
-                return False
-        if is_reached:
-            note_stored(self.journal, stored, self.spool)
-        elif position is not None:
-            note_not_spooled(self.journal, position, self.spool)
-        if position is not None and position.replid in stored.histories:
-            self.journal.history_reason = stored.histories[position.replid].reason
-        clock = ReceiptClock(position.time if position else 0)
-        known = [HistoryName(replid).path for replid in stored.histories]
-        names = (GapName(g.replid, g.start_offset, g.end_offset) for g in stored.gaps)
-        known += [name.path for name in names]
-        is_rooted, since = True, 0
-        if position is not None and is_reached:
-            is_rooted, since = root(stored, position, self.spool)
-        before = None if is_rooted else last_restorable(stored)
-        spool, queued = self.spool, self._queued
-        resyncs = FullResyncs(spool, options.full_resyncs_per_hour)
-        self.recorder = Recorder(spool, options.limits, queued)
-        unconfirmed = None if is_reached else repository
-        # What is in a repository that is not reached, the uploader finds out later.
-        there = stored_before(stored, spool.queued()) if is_reached else Stored()
-        self.uploader = Uploader(spool, folder, queued, there, unconfirmed)
-        runs = {s.name.replid: s.manifest.server.run_id for s in stored.snapshots}
-        commits = Commits(spool, known, runs, is_rooted=is_rooted, before=before)
-        addresses |= {h.address for h in stored.histories.values() if h.address}
-        self.linker = Linker(
-            options,
-            self._finder,
-            spool,
-            self.recorder,
-            clock,
-            commits,
-            resyncs,
-            Identity(
-                self._folder.name,
-                options.url.address,
-                addresses,
-                commits.knows,
-                options.adopt,
-            ),
-            Rewinder(self.recorder, self._folder, spool, self._learn),
-            queued,
-            self.uploader,
-            HIDDEN if self.endpoint is None else self.endpoint.announced,
-        )
-        if (origin := self._origin) is not None:
-            self.linker.seeder = Seeder(
-                origin,
-                spool,
-                self.recorder,
-                clock,
-                commits,
-                resyncs,
-                queued,
-                since,
-            )
-        if position is not None:
-            self.recorder.follow(position)
-        return True
-
-    def _learn(self, stored: Stored) -> None:
-        self.uploader.stored.merge(stored)
 
     # Running.
 

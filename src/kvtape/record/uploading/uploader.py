@@ -90,6 +90,10 @@ class Uploader:
         self._finishing.set()
         self._queued.fire()
 
+    def learn(self, stored: Stored) -> None:
+        """Take over what somebody found to be stored."""
+        self.stored.merge(stored)
+
     async def run(self) -> None:
         """Upload until finish(). It can be cancelled at any time."""
         backoff = Backoff()
