@@ -31,7 +31,7 @@ from oracle import compare, fingerprint
 from plain_client import PlainClient
 from recording import THEN, Recorded, Tape, rdb, recorded, tape_of, taping
 from replicas import attach, wait_until
-from servers import Server, StartServer
+from servers import Server, ServerError, StartServer
 from small_disk import small_disk
 from tapes import command
 
@@ -298,6 +298,14 @@ def test_a_relative_folder_is_that_of_the_current_one(
     assert result.data_dir == str(tmp_path / "restored")
     configuration = (tmp_path / "restored" / "redis.conf").read_text()
     assert f'dir "{tmp_path}/restored"' in configuration
+
+
+def test_a_server_that_would_ignore_the_folder_refuses_to_start_on_it(
+    job: Job, tmp_path: Path, start_server: StartServer
+) -> None:
+    restore_data_dir(job, tmp_path / "restored", "multi-part")
+    with pytest.raises(ServerError, match="Bad directive"):
+        started(start_server, "redis-6.2", tmp_path / "restored")
 
 
 def test_what_is_there_is_never_touched(job: Job, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _build(job: Job, partial: Path, target: Path, layout: Layout) -> Tally:
         listed = f"file {base} seq 1 type b\nfile {increment} seq 1 type i\n"
         replace_file(parts / f"{_APPEND_FILE}.manifest", listed.encode())
     databases = max(_DEFAULT_DATABASES, databases_needed(job, translator.tally))
-    configuration = _configuration(target, databases)
+    configuration = _configuration(target, databases, layout)
     replace_file(partial / _CONFIGURATION, configuration.encode())
     return translator.tally
 
@@ -193,7 +193,10 @@ def _must_have_room(folder: Path, length: int) -> None:
 _PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
 
-def _configuration(target: Path, databases: int) -> str:
+def _configuration(target: Path, databases: int, layout: Layout) -> str:
+    # Redis 6.2 does not know the option and refuses to start. Without it, it would
+    # ignore the folder of that name, and start empty.
+    folder = f"appenddirname {_APPEND_DIR}\n" if layout == "multi-part" else ""
     # As config.c reads a quoted value: \xNN is any byte.
     quoted = "".join(
         chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}"
@@ -204,5 +207,5 @@ def _configuration(target: Path, databases: int) -> str:
 # would start empty. Add what else yours needs: bind, port, requirepass, …
 dir "{quoted}"
 appendonly yes
-databases {databases}
+{folder}databases {databases}
 """
