@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -16,6 +17,7 @@ from rich.console import Console
 from kvtape.cli.logs import set_up_logging
 from kvtape.record.events import Event, GapFound, LinkLost, tell, tell_to
 from kvtape.record.journal import Journal
+from verbs import kvtape
 
 GAP = GapFound("a" * 40, 1, None, 1000, 3000, "it was restarted")
 
@@ -86,3 +88,12 @@ def test_no_field_of_an_event_stands_in_the_way_of_those_of_a_line() -> None:
     taken = {"level", "source", "event", "message", "traceback"}
     for kind in get_args(Event):
         assert not taken & {field.name for field in fields(kind)}
+
+
+def test_the_last_line_of_a_log_of_objects_is_one_too(tmp_path: Path) -> None:
+    where = ("--repo", tmp_path / "repo", "--spool", tmp_path / "spool")
+    outcome = kvtape("record", "redis://127.0.0.1:1", *where, "--log-format", "json")
+    assert outcome.status == 8
+    last = json.loads(outcome.err.splitlines()[-1])
+    assert (last["level"], last["event"]) == ("critical", "log")
+    assert "cannot connect to 127.0.0.1:1" in last["message"]

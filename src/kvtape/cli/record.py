@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from kvtape.cli.config import is_from, params_of, source_tables
 from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run_until_signal
 from kvtape.cli.status import status_line
-from kvtape.errors import UsageError
+from kvtape.errors import Error, UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
@@ -30,6 +31,8 @@ from kvtape.server.url import (
 )
 from kvtape.watch.fleet import WatchedFleet, summary
 from kvtape.watch.notify import find_notifier
+
+_log = logging.getLogger(__name__)
 
 _REFRESH = 0.25
 
@@ -208,7 +211,14 @@ def record(
             notifier.tell_stopping()
         watched.fleet.stop()
 
-    run_until_signal(main, stop)
+    try:
+        run_until_signal(main, stop)
+    except Error as error:
+        if log_format != "json":
+            raise
+        # Whoever reads the log as objects must not miss the last line of it.
+        _log.critical("%s", error)
+        raise typer.Exit(error.exit_status) from error
 
 
 async def _serve(
