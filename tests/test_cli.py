@@ -117,6 +117,8 @@ def test_the_version_is_that_of_the_package() -> None:
         ("record redis://h --repo repo --announce h:0", "lacks a host or a port"),
         ("record redis://h --repo repo --announce h:x", "is no address"),
         ("record redis://h --repo repo --segment-size 0", "must be more than nothing"),
+        ("record redis://h --repo repo --flush-interval 0s", "--flush-interval must"),
+        ("record redis://h --repo repo --upload-interval 0", "--upload-interval must"),
         ("record redis://h --repo repo --segment-size x", "is no size"),
         ("record redis://h --repo repo --spool-limit 0", "must be more than nothing"),
         ("record redis://h --repo repo --stop-timeout x", "is no duration"),

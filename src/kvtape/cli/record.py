@@ -276,11 +276,15 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
         options.parse_duration(params["upload_interval"]),
         options.parse_size(params["segment_size"]),
     )
-    if not limits.segment_size:
-        raise UsageError("--segment-size must be more than nothing")
     most = options.parse_size(params["spool_limit"])
-    if not most:
-        raise UsageError("--spool-limit must be more than nothing")
+    for name, value in (
+        ("--flush-interval", limits.flush_interval),
+        ("--upload-interval", limits.upload_interval),
+        ("--segment-size", limits.segment_size),
+        ("--spool-limit", most),
+    ):
+        if not value:
+            raise UsageError(f"{name} must be more than nothing")
     password = options.read_password(params["password_file"], source=params["source"])
     tls = options.tls(
         params["tls_ca"],
