@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
         ("full-resyncs-per-hour = 0", "full-resyncs-per-hour"),
         ("full-resyncs-per-hour = 'many'", "full-resyncs-per-hour"),
         ("ack = 'loud'", "'loud' is not one of"),
-        ("flush-interval = 'soon'", "'soon' is no duration"),
+        ("flush-interval = 'soon'", "--flush-interval 'soon' is no duration"),
         ("segment-size = 'big'", "'big' is no size"),
         ("stop-timeout = true", "'True' is no duration"),
     ],

@@ -149,10 +149,10 @@ def _check_options(params: dict[str, Any]) -> CheckOptions:
         params["source"],
         params["spool"],
         params["ack"],
-        options.parse_duration(params["sample"]),
+        options.parse_duration(params["sample"], "--sample"),
         password,
         tls,
-        options.parse_size(params["spool_limit"]),
+        options.parse_size(params["spool_limit"], "--spool-limit"),
         params["prefer"],
         options.parse_announced(params["announce"]) is not None,
     )

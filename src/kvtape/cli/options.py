@@ -22,19 +22,21 @@ _BYTES = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BYTES |= {"kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str) -> float:
     """Read 200ms, 10s, 5m, 1h, 2d or a number of seconds; return seconds."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no duration: give one such as 200ms, 10s or 5m")
+        raise UsageError(
+            f"{option} {text!r} is no duration: give one such as 200ms, 10s or 5m"
+        )
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str) -> int:
     """Read 64MiB, 1GB or a number of bytes; return bytes."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no size: give one such as 64MiB or 1GB")
+        raise UsageError(f"{option} {text!r} is no size: give one such as 64MiB or 1GB")
     return int(match[1]) * _BYTES[(match[2] or "B").lower()]
 
 

@@ -187,7 +187,7 @@ def record(
     has; started again, it continues where it stopped.
     """
     chosen = [_record_options(one) for one in _sources(context, url, source)]
-    most_at_risk = options.parse_duration(ready_max_lag)
+    most_at_risk = options.parse_duration(ready_max_lag, "--ready-max-lag")
     console = output.stderr_console()
     set_up_logging(
         console, verbose=verbose, as_json=log_format == "json", named=len(chosen) > 1
@@ -272,11 +272,11 @@ def _sources(
 def _record_options(params: dict[str, Any]) -> RecordOptions:
     """Read the parameters of one source."""
     limits = Limits(
-        options.parse_duration(params["flush_interval"]),
-        options.parse_duration(params["upload_interval"]),
-        options.parse_size(params["segment_size"]),
+        options.parse_duration(params["flush_interval"], "--flush-interval"),
+        options.parse_duration(params["upload_interval"], "--upload-interval"),
+        options.parse_size(params["segment_size"], "--segment-size"),
     )
-    most = options.parse_size(params["spool_limit"])
+    most = options.parse_size(params["spool_limit"], "--spool-limit")
     for name, value in (
         ("--flush-interval", limits.flush_interval),
         ("--upload-interval", limits.upload_interval),
@@ -308,7 +308,7 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
         params["ack"],
         limits,
         params["full_resyncs_per_hour"],
-        options.parse_duration(params["stop_timeout"]),
+        options.parse_duration(params["stop_timeout"], "--stop-timeout"),
         params["until_offset"],
         params["adopt"],
         most,

@@ -76,7 +76,7 @@ def status(
     It asks the agents themselves, over a socket in the spool folder, and needs neither
     the server nor the repository. Without an agent the exit status is 5.
     """
-    limit = None if max_lag is None else options.parse_duration(max_lag)
+    limit = None if max_lag is None else options.parse_duration(max_lag, "--max-lag")
     if watch and limit is not None:
         raise UsageError("give only one of --watch and --max-lag")
     tables = source_tables(context)
