@@ -114,6 +114,8 @@ def _lines(folder: SourceFolder, lost: Orphan | Unknown) -> Iterator[str]:
     if isinstance(lost, Unknown):
         yield f"history {lost.replid or 'unknown'}"
         yield f"  goes on as {lost.successor}"
+        # A replica that took a snapshot does not say whose history it came from.
+        yield "  (which may hold some of what is listed above, after all)"
         yield f"  by a full resync at {format_time(lost.time)}; orphaned: unknown"
         return
     yield f"history {lost.replid}"
