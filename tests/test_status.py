@@ -102,6 +102,31 @@ async def test_a_gap_is_open_from_the_loss_of_the_position_to_the_next_snapshot(
         assert status_verb.is_red(status)
 
 
+@pytest.mark.parametrize("server_name", ["redis-7.0"], indirect=True)
+async def test_a_gap_stays_red_also_for_the_next_agent(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    options = options_for(server, tmp_path)
+    options = replace(options, full_resyncs_per_hour=10)
+    async with watched(options) as watched_fleet:
+        await until(watched_fleet, lambda one: one.stored_offset is not None)
+        with server.client() as client:
+            client.set("key", "value")
+            await until(watched_fleet, is_stored)
+            client.execute_command("DEBUG", "CHANGE-REPL-ID")
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+        before = await until(
+            watched_fleet, lambda one: one.gaps_total == 1 and is_stored(one)
+        )
+        assert (before.open_gap, unready(before, 60)) == (None, [])
+    async with watched(options) as watched_fleet:
+        after = await until(watched_fleet, is_stored)
+    assert (after.gaps_total, after.gaps) == (1, before.gaps)
+    assert status_verb.is_red(after)
+    assert any("gaps within what" in problem for problem in after.problems)
+
+
 @pytest.mark.parametrize("server_name", ["redis-6.2", "valkey-8.1"], indirect=True)
 async def test_what_is_not_stored_is_at_risk_and_says_why(
     tmp_path: Path,
@@ -388,6 +413,7 @@ def test_watching_and_a_limit_do_not_go_together() -> None:
         ({}, "green"),
         ({"problems": ("not storing: " + "many words " * 30,)}, "yellow"),
         ({"open_gap": "a full resync is under way", "phase": "snapshot"}, "RED"),
+        ({"gaps_total": 1}, "RED"),
         ({"phase": "waiting", "waiting_for": "connection refused"}, "RED"),
     ],
 )

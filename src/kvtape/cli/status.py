@@ -195,8 +195,9 @@ def text(found: Sequence[Status]) -> Iterator[str]:
 
 
 def is_red(one: Status) -> bool:
-    """Whether writes are being lost to the recording, or would be if this ended now."""
-    return one.phase == "waiting" or one.open_gap is not None
+    """Whether writes are being lost to the recording, or were."""
+    is_losing = one.phase == "waiting" or one.open_gap is not None
+    return is_losing or one.gaps_total > 0
 
 
 def activity(one: Status) -> str:

@@ -98,8 +98,10 @@ class Journal:
     partial_resyncs: Counter[str] = field(default_factory=Counter)
     upload_errors: Counter[str] = field(default_factory=Counter)
     uploads: Durations = field(default_factory=Durations)
+    # Those of earlier runs, too: what is missing is missing.
     gaps: int = 0
     last_gaps: list[GapFound] = field(default_factory=list)
+    _known_gaps: set[tuple[str, int]] = field(default_factory=set)
     last_snapshot: FullResyncComplete | None = None
     last_trouble: Trouble | None = None
     # Set while what is written at the primary cannot become part of what is recorded:
@@ -169,10 +171,17 @@ class Journal:
                     self._next_reason or self.history_reason or "first"
                 )
             case GapFound():
-                self.gaps += 1
-                self.last_gaps = [*self.last_gaps, event][-_MOST_GAPS:]
+                self.note_gap(event)
             case _:
                 pass
+
+    def note_gap(self, gap: GapFound) -> None:
+        """Count a gap, once."""
+        name = gap.replid, gap.start_offset
+        if name not in self._known_gaps:
+            self._known_gaps.add(name)
+            self.gaps += 1
+            self.last_gaps = [*self.last_gaps, gap][-_MOST_GAPS:]
 
     def _note_stored(self, path: str) -> None:
         match name := parse(path):

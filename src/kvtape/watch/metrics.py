@@ -153,7 +153,9 @@ class _Statuses(Collector):
             "kvtape_gaps", "Gaps found in what is recorded.", labels=["source"]
         )
         for status in self._statuses():
-            gaps.add_metric([status.source], status.gaps_total)
+            if status.spool is not None:
+                # Before that, those of earlier runs would look like new ones.
+                gaps.add_metric([status.source], status.gaps_total)
         yield gaps
         yield self._snapshot_times()
         yield self._uploads()

@@ -234,6 +234,8 @@ def _problems(journal: Journal, agent: Agent, phase: Phase) -> tuple[str, ...]:
         problems.append(f"not recording yet: {phase}")
     if journal.open_gap is not None:
         problems.append(f"a gap is open: {journal.open_gap}")
+    if journal.gaps:
+        problems.append(f"gaps within what can be restored: {journal.gaps}")
     if journal.stored_time is None:
         problems.append("nothing can be restored yet: no snapshot is stored")
     if agent.uploader.error is not None:

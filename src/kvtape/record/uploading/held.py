@@ -6,6 +6,7 @@ leaves it goes nowhere but to the repository.
 
 from __future__ import annotations
 
+from kvtape.record.events import GapFound
 from kvtape.record.journal import Journal
 from kvtape.record.spooling.position import Position
 from kvtape.storage.spool import Spool
@@ -15,6 +16,7 @@ from kvtape.tape.names import SegmentName, SnapshotName, parse
 
 def note_stored(journal: Journal, stored: Catalogue, spool: Spool) -> None:
     """Note what repository and queue hold together, without what is queued. Blocks."""
+    _note_gaps(journal, stored)
     queued = spool.queued()
     for snapshot in stored.snapshots:
         name = snapshot.name
@@ -26,6 +28,22 @@ def note_stored(journal: Journal, stored: Catalogue, spool: Spool) -> None:
         for segment in names:
             if segment.path not in queued:
                 journal.note_held(segment.replid, segment.end, segment.last)
+
+
+def _note_gaps(journal: Journal, stored: Catalogue) -> None:
+    """Note the gaps within what can be restored, as they were found then."""
+    first = min((range_.start_time for range_ in stored.all_ranges()), default=None)
+    for gap in sorted(stored.gaps, key=lambda gap: gap.end_time):
+        if first is not None and gap.end_time > first:
+            found = GapFound(
+                gap.replid,
+                gap.start_offset,
+                gap.end_offset,
+                gap.start_time,
+                gap.end_time,
+                gap.reason,
+            )
+            journal.note_gap(found)
 
 
 def note_not_spooled(journal: Journal, position: Position, spool: Spool) -> None:
