@@ -117,6 +117,14 @@ def test_while_the_repository_is_gone_the_primary_keeps_nothing_for_us(
     assert gaps(tmp_path) == []
 
 
+def overfill(plain: PlainClient, taping: Taping) -> None:
+    """Write what the spool has no room for, and as much again when the link is gone."""
+    write(plain, 8 * MIB)
+    wait_until(lambda: "is full" in (taping.agent.trouble or ""))
+    wait_until(lambda: plain.info("replication")["connected_slaves"] == "0")
+    write(plain, 8 * MIB)
+
+
 @OF_EACH_KIND
 def test_a_full_spool_drops_the_link_and_continues_where_the_backlog_reaches_back(
     tmp_path: Path, start_server: StartServer, server_name: str
@@ -126,10 +134,7 @@ def test_a_full_spool_drops_the_link_and_continues_where_the_backlog_reaches_bac
         with recording(server, tmp_path, spool_limit=4 * MIB) as taping:
             before = full_resyncs(plain)
             with gone(tmp_path / "repo"):
-                write(plain, 8 * MIB)
-                wait_until(lambda: "is full" in (taping.agent.trouble or ""))
-                wait_until(lambda: plain.info("replication")["connected_slaves"] == "0")
-                write(plain, 8 * MIB)
+                overfill(plain, taping)
                 assert buffered(plain) == 0
                 # By no more than what was on its way when it was noticed.
                 assert 4 * MIB <= taping.agent.spool.used < 9 * MIB
@@ -170,10 +175,7 @@ def test_a_spool_that_was_full_for_too_long_is_the_reason_of_the_gap(
         with recording(server, tmp_path, spool_limit=4 * MIB) as taping:
             before = full_resyncs(plain)
             with gone(tmp_path / "repo"):
-                write(plain, 8 * MIB)
-                wait_until(lambda: "is full" in (taping.agent.trouble or ""))
-                wait_until(lambda: plain.info("replication")["connected_slaves"] == "0")
-                write(plain, 8 * MIB)
+                overfill(plain, taping)
             end = taping.catch_up()
             replid = taping.replid
         assert full_resyncs(plain) == before + 1

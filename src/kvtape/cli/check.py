@@ -18,7 +18,6 @@ from kvtape.cli.config import SourceTable, is_from, params_of, source_tables
 from kvtape.cli.runner import run_unless_signal
 from kvtape.errors import CheckError, UsageError
 from kvtape.record.acknowledge import AckOption
-from kvtape.server.url import parse_source
 
 _WIDTH = 80
 _INDENT = " " * 6
@@ -129,20 +128,8 @@ def _table(context: typer.Context, source: str | None) -> SourceTable | None:
 
 
 def _check_options(params: dict[str, Any]) -> CheckOptions:
-    password = options.read_password(params["password_file"], source=params["source"])
-    tls = options.tls(
-        params["tls_ca"],
-        params["tls_cert"],
-        params["tls_key"],
-        params["tls_server_name"],
-        any_name=params["tls_any_name"],
-    )
-    address = None
-    if params["url"] is not None:
-        address = parse_source(params["url"]).with_tls(tls).with_password(password)
-        address = options.with_sentinel_login(
-            address, params["sentinel_user"], params["sentinel_password_file"]
-        )
+    password, tls = options.login_of(params)
+    address = None if params["url"] is None else options.address_of(params)
     return CheckOptions(
         params["repo"],
         address,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
-from kvtape.server.url import Address, SentinelUrl, parse_address
+from kvtape.server.url import Address, SentinelUrl, parse_address, parse_source
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -109,6 +110,27 @@ def with_sentinel_login(
             "URL"
         )
     return address
+
+
+def login_of(params: Mapping[str, Any]) -> tuple[str | None, Tls | None]:
+    """Return the password and the TLS that the parameters of one source say."""
+    chosen = tls(
+        params["tls_ca"],
+        params["tls_cert"],
+        params["tls_key"],
+        params["tls_server_name"],
+        any_name=params["tls_any_name"],
+    )
+    return read_password(params["password_file"], source=params["source"]), chosen
+
+
+def address_of(params: Mapping[str, Any]) -> Address:
+    """Return where one source is to be found, and who we are there."""
+    password, chosen = login_of(params)
+    address = parse_source(params["url"]).with_tls(chosen).with_password(password)
+    return with_sentinel_login(
+        address, params["sentinel_user"], params["sentinel_password_file"]
+    )
 
 
 Repo = Annotated[

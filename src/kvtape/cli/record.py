@@ -26,7 +26,6 @@ from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import (
     Address,
     ServerUrl,
-    parse_source,
     parse_url,
 )
 from kvtape.watch.fleet import WatchedFleet, summary
@@ -285,20 +284,10 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
     ):
         if not value:
             raise UsageError(f"{name} must be more than nothing")
-    password = options.read_password(params["password_file"], source=params["source"])
-    tls = options.tls(
-        params["tls_ca"],
-        params["tls_cert"],
-        params["tls_key"],
-        params["tls_server_name"],
-        any_name=params["tls_any_name"],
-    )
-    address = parse_source(params["url"]).with_tls(tls).with_password(password)
-    address = options.with_sentinel_login(
-        address, params["sentinel_user"], params["sentinel_password_file"]
-    )
+    address = options.address_of(params)
     replica = None
     if params["snapshot_from"] is not None:
+        password, _ = options.login_of(params)
         replica = _replica(params["snapshot_from"], address).with_password(password)
     return RecordOptions(
         address,
