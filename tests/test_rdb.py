@@ -445,6 +445,10 @@ BROKEN = {
     "lzf that ends in a long copy": (b"\x00" + lzf(b"\x00a\xe0", 10), 10),
     "lzf that ends in plain bytes": (b"\x00" + lzf(b"\x05abc", 6), 10),
     "lzf of another size": (b"\x00" + lzf(b"\x00a", 2), 10),
+    "a name longer than any": (b"\x00" + length((512 << 20) + 1), 10),
+    "a name longer than any file": (b"\xfa\x01k" + length((1 << 64) - 1), 12),
+    "lzf longer than any name": (b"\x00\xc3" + length((512 << 20) + 1) + b"\x01", 10),
+    "lzf of a name longer than any": (b"\x00" + lzf(b"\x00a", (512 << 20) + 1), 10),
     "an element is no string": (b"\x02\x01k\x02\x01a\xc5", 15),
     "an item of a module": (b"\x07\x01k\x00\x01\x01\x09", 15),
 }
@@ -612,6 +616,20 @@ def test_a_damaged_rdb_is_never_complete(part: Case, draw: st.DataObject) -> Non
     # The one damage that cannot be seen: an end that says it has no checksum.
     assert error is not None or End(0) in events
     assert read(singles(bytes(data))) == (events, error)
+
+
+def test_lzf_is_unpacked_no_further_than_it_says() -> None:
+    bomb = b"\x00z" + b"\xe0\xff\x00" * 100_000
+    reader = RdbReader()
+    reader.receive_data(REDIS + b"\x00" + lzf(bomb, 5))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RdbError, match="does not unpack at byte 10 "):
+            list(drain(reader))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(bomb)  # It would come to 26 MB.
 
 
 LARGE = 32 * 1024 * 1024

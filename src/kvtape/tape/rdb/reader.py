@@ -8,13 +8,16 @@ Invariants:
 
 - A value is passed on as it stands. An event never needs more of it than where it ends.
 - Besides the pieces just received nothing is held in memory but the name being read
-  (or auxiliary field, or library), and with values=True one value. The work is
+  (or auxiliary field, or library), of 512 MiB at most, and with values=True one value.
+  What a length says is not allocated before the bytes are there. The work is
   proportional to the bytes either way.
 - What an opcode or a type means depends on the family and on the version: 243 and 22
   are different things in Redis and Valkey. One that is unknown is an error that names
   it and its offset, and an error of its own kind, because the file may be sound and
   merely newer than this module. Nothing is guessed; the server decides what it loads.
-- The checksum is verified. Zero says that the server computed none.
+- The checksum is verified. Zero says that the server computed none. Keys come before
+  it, so they count when End has come. Damage that looks like an end with a checksum of
+  zero leaves `unused_data`: who has a whole file must look there.
 
 Decided against: decoding values (peers that do so break with each new release) and
 writing RDBs here. An envelope of Valkey's development branch (a compressed body, the

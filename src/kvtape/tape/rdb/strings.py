@@ -34,6 +34,10 @@ LENGTH_64 = 0x81
 INTEGERS: Final = {0xC0: 1, 0xC1: 2, 0xC2: 4}
 LZF = 0xC3
 
+# Names are held while they are read, so a damaged length must not make that the rest of
+# the file. No client can write a longer one, unless proto-max-bulk-len is raised.
+MAX_NAME = 512 << 20
+
 # The whole size of a string, where its first byte tells it, else 0: nearly every
 # string is passed over with one look into this table.
 STEPS: Final = tuple(
@@ -75,16 +79,23 @@ def read_string(data: bytes, position: int) -> tuple[bytes, int]:
         packed, start = read_length(data, position + 1)
         size, start = read_length(data, start)
         end = start + packed
-        plain = _unpack_lzf(take(data, start, end))
-        if plain is None or len(plain) != size:
+        _require_name(position, max(packed, size))
+        plain = _unpack_lzf(take(data, start, end), size)
+        if plain is None:
             raise UnreadableError(position, "a compressed string does not unpack")
         return plain, end
     else:
         size, start = read_length(data, position)
         end = start + size
     if end > len(data):
+        _require_name(position, end - start)
         raise ShortError(end)
     return data[start:end], end
+
+
+def _require_name(position: int, size: int) -> None:
+    if size > MAX_NAME:
+        raise UnreadableError(position, f"a name of {size} bytes")
 
 
 def string_end(data: bytes, position: int) -> int:
@@ -115,12 +126,13 @@ def take(data: bytes, start: int, end: int) -> bytes:
     return data[start:end]
 
 
-def _unpack_lzf(packed: bytes) -> bytes | None:
-    """Return what was compressed, or None if that is not LZF."""
+def _unpack_lzf(packed: bytes, plain_size: int) -> bytes | None:
+    """Return what was compressed, or None if that is not LZF of so many bytes."""
     plain = bytearray()
     position = 0
     try:
-        while position < len(packed):
+        # Damaged or made up, it could become 88 times as long as it is here.
+        while position < len(packed) and len(plain) <= plain_size:
             control = packed[position]
             position += 1
             if control < 32:  # So many bytes as they are, and one more.
@@ -141,4 +153,5 @@ def _unpack_lzf(packed: bytes) -> bytes | None:
             plain += (copied * (1 + (size + 2) // len(copied)))[: size + 2]
     except IndexError:
         return None
-    return bytes(plain) if position == len(packed) else None
+    is_whole = position == len(packed) and len(plain) == plain_size
+    return bytes(plain) if is_whole else None
