@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anycrc
 import pytest
@@ -15,10 +14,8 @@ import redis
 
 from kvtape.tape.rdb import (
     FIELD_EXPIRE_SLACK_MS,
-    NEED_DATA,
     Aux,
     End,
-    Event,
     Header,
     Key,
     Library,
@@ -29,32 +26,26 @@ from kvtape.tape.rdb import (
     SlotInfo,
     read_header,
 )
+from rdb_files import (
+    HAVE_FIELD_EXPIRIES,
+    LATER_MS,
+    LIBRARY,
+    LONG_LIBRARY,
+    MAGIC_AND_VERSION,
+    TYPES,
+    ask,
+    drain,
+    fill,
+    fill_compact,
+    fill_small,
+    in_pieces,
+    keys_of,
+    read,
+    saved,
+)
 from servers import Server, StartServer
 
 CRC = anycrc.Model("CRC64-REDIS")
-
-MAGIC_AND_VERSION = {
-    "redis-6.2": (b"REDIS", 9),
-    "redis-7.0": (b"REDIS", 10),
-    "redis-8.0": (b"REDIS", 12),
-    "valkey-8.0": (b"REDIS", 11),
-    "valkey-8.1": (b"REDIS", 11),
-    "valkey-9.1": (b"VALKEY", 80),
-}
-
-# Every type that a release writes for its own data types in each of their encodings.
-TYPES_OF_6_2 = {0, 2, 4, 5, 11, 12, 13, 14, 15}
-TYPES_OF_7_0 = {0, 2, 4, 5, 11, 16, 17, 18, 19}
-TYPES_OF_7_2 = TYPES_OF_7_0 - {19} | {20, 21}
-TYPES = {
-    "redis-6.2": TYPES_OF_6_2,
-    "redis-7.0": TYPES_OF_7_0,
-    "redis-8.0": TYPES_OF_7_2 | {24, 25},
-    "valkey-8.0": TYPES_OF_7_2,
-    "valkey-8.1": TYPES_OF_7_2,
-    "valkey-9.1": TYPES_OF_7_2 | {22},
-}
-HAVE_FIELD_EXPIRIES = {"redis-8.0", "valkey-9.1"}
 
 NAMES = {
     b"string": {0},
@@ -64,141 +55,6 @@ NAMES = {
     b"hash": {4, 13, 16, 22, 24, 25},
     b"stream": {15, 19, 21},
 }
-
-# In the year 2100, so that nothing expires during a test.
-LATER_MS = 4_102_444_800_000
-
-NOISE = random.Random(7).randbytes(100_000)
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    return (line.split() for line in text.strip().splitlines())
-
-
-SMALL = f"""
-    SET text hello
-    SET 12345 1
-    SET -7 -200
-    SET int32 70000
-    SET int64 12345678901
-    SET expires v PXAT {LATER_MS}
-    PFADD sparse a b c
-    RPUSH list a b 1 70000
-    SADD integers 1 2 70000
-    SADD words a b c
-    ZADD scores 1 a 2.5 b inf c -inf d
-    HSET hash field value n 7
-    XADD stream 1-1 field value
-    XADD stream 2-1 field value other 7
-    XADD stream 3-1 another value
-    XGROUP CREATE stream group 0
-    XGROUP CREATE stream idle $
-    XGROUP CREATECONSUMER stream group lazy
-    XREADGROUP GROUP group busy COUNT 2 STREAMS stream >
-    XDEL stream 2-1
-    XGROUP CREATE empty group 0 MKSTREAM
-    SELECT 1
-    SET one 1
-    SELECT 15
-    SET fifteen 15
-    SELECT 0
-"""
-
-FIELDS = f"""
-    HSET fields a 1 b 2 c 3
-    HPEXPIREAT fields {LATER_MS + 9000} FIELDS 1 a
-    HPEXPIREAT fields {LATER_MS + 5000} FIELDS 1 b
-    HSET persistent a 1 b 2
-    HPEXPIREAT persistent {LATER_MS} FIELDS 1 a
-    HPERSIST persistent FIELDS 1 a
-    HPEXPIREAT table {LATER_MS + 3007} FIELDS 2 f1 f2
-    HPEXPIREAT table {LATER_MS + 3000} FIELDS 1 f3
-    HPEXPIREAT table {LATER_MS} FIELDS 1 f4
-    HPERSIST table FIELDS 1 f4
-"""
-
-LIBRARY = "#!lua name=lib\nredis.register_function('f', function() return 1 end)"
-LONG_LIBRARY = LIBRARY.replace("lib", "long").replace("'f'", "'g'") + " -- and on" * 200
-
-
-def ask(client: redis.Redis, *command: Any) -> Any:  # noqa: ANN401
-    return client.execute_command(*command)  # type: ignore[no-untyped-call]
-
-
-def fill_small(client: redis.Redis, name: str) -> None:
-    """Write one of each, few enough for a file of some kilobytes."""
-    for command in commands(SMALL):
-        if not (name == "redis-6.2" and "PXAT" in command):
-            ask(client, *command)
-    ask(client, "SET", b"\x00\xff binary", b"")
-    ask(client, "SET", "repeated " * 9, "repeated " * 20)
-    if name == "redis-6.2":
-        ask(client, "SET", "expires", "v")
-        ask(client, "PEXPIREAT", "expires", LATER_MS)
-    else:
-        ask(client, "FUNCTION", "LOAD", LIBRARY)
-
-
-def fill(client: redis.Redis, name: str) -> None:
-    """Write one of each, small and large."""
-    fill_small(client, name)
-    ask(client, "SET", "noise", NOISE)
-    ask(client, "SET", "zeros", bytes(5_000_000))
-    ask(client, "SET", NOISE[:20_000], "a long name")
-    ask(client, "PFADD", "dense", *range(20_000))
-    ask(client, "RPUSH", "items", *(f"item {i}" * 10 for i in range(900)))
-    ask(client, "RPUSH", "plain", "a", NOISE[:20_000], "b", NOISE, "z" * 9000)
-    ask(client, "SADD", "many integers", *range(3000))
-    ask(client, "SADD", "many words", *(f"word {i}" for i in range(900)), "7")
-    pairs = [item for i in range(900) for item in (i * 1.1, f"member {i}")]
-    ask(client, "ZADD", "many scores", *pairs)
-    pairs = [item for i in range(900) for item in (f"f{i}", i * 1000)]
-    ask(client, "HSET", "table", *pairs)
-    ask(client, "HSET", "noisy", "field", NOISE, NOISE[:500], "value")
-    for i in range(1, 500):
-        ask(client, "XADD", "log", f"{i}-0", "field", f"value {i}")
-    for group in ("first", "second"):
-        ask(client, "XGROUP", "CREATE", "log", group, "0")
-        for reader in ("reader", "other"):
-            arguments = ("GROUP", group, reader, "COUNT", 150, "STREAMS", "log", ">")
-            ask(client, "XREADGROUP", *arguments)
-    ask(client, "XTRIM", "log", "MAXLEN", "200")
-    if name != "redis-6.2":
-        ask(client, "FUNCTION", "LOAD", LONG_LIBRARY)
-    if name in HAVE_FIELD_EXPIRIES:
-        for command in commands(FIELDS):
-            ask(client, *command)
-
-
-def saved(server: Server) -> bytes:
-    ask(server.client(), "SAVE")
-    return (server.folder / "dump.rdb").read_bytes()
-
-
-def read(pieces: Iterable[bytes], *, values: bool = True) -> list[Event]:
-    """Return the events of a complete RDB."""
-    reader = RdbReader(values=values)
-    events: list[Event] = []
-    for piece in pieces:
-        reader.receive_data(piece)
-        events += drain(reader)
-    reader.close()
-    return events
-
-
-def drain(reader: RdbReader) -> Iterator[Event]:
-    while (event := reader.next_event()) is not NEED_DATA:
-        yield event
-
-
-def in_pieces(data: bytes, size: int) -> Iterator[bytes]:
-    return (data[i : i + size] for i in range(0, len(data), size))
-
-
-def keys_of(events: list[Event]) -> dict[tuple[int, bytes], Key]:
-    keys = {(e.db, e.key): e for e in events if isinstance(e, Key)}
-    assert len(keys) == sum(isinstance(event, Key) for event in events)
-    return keys
 
 
 def listed(server: Server) -> Iterator[tuple[redis.Redis, int, bytes]]:
@@ -331,17 +187,19 @@ def test_the_split_of_a_real_rdb_never_shows(
     assert read(in_pieces(data, 7), values=False) == keys_only
 
 
+@pytest.mark.parametrize("values", [True, False])
 def test_every_prefix_of_a_real_rdb_needs_data(
-    server_name: str, start_server: StartServer
+    values: bool, server_name: str, start_server: StartServer
 ) -> None:
     server = start_server(server_name)
-    fill_small(server.client(), server_name)
+    fill_compact(server.client(), server_name)
     data = saved(server)
-    whole = read([data])
-    assert read(in_pieces(data, 1)) == whole
+    whole = read([data], values=values)
+    assert {key.type for key in keys_of(whole).values()} == TYPES[server_name]
+    assert read(in_pieces(data, 1), values=values) == whole
     counts = []
     for size in range(len(data)):
-        reader = RdbReader()
+        reader = RdbReader(values=values)
         reader.receive_data(data[:size])
         events = list(drain(reader))
         assert events == whole[: len(events)]
