@@ -90,7 +90,9 @@ class SlotInfo:
 FIELD_EXPIRE_SLACK_MS: Final = 4000
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen as the others are: that takes five times as long to make, and there may be
+# a hundred million of them.
+@dataclass(slots=True)
 class Key:
     """A key, with its value as it stands (None when values are not wanted).
 
