@@ -111,7 +111,10 @@ def length_end(data: bytes, position: int) -> int:
 
 def long_string_end(data: bytes, position: int) -> int:
     """As string_end, where STEPS does not know the size."""
-    if data[position] == LZF:
+    first = data[position]
+    if first < LENGTH_32:  # Without a call, since most of the others are of this kind.
+        return position + 2 + ((first - LENGTH_14) << 8 | data[position + 1])
+    if first == LZF:
         size, position = read_length(data, position + 1)
         _, position = read_length(data, position)
     else:
