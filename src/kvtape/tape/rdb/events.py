@@ -96,7 +96,10 @@ FIELD_EXPIRE_SLACK_MS: Final = 4000
 class Key:
     """A key, with its value as it stands (None when values are not wanted).
 
-    DUMP prints type, value, the version in two bytes and a CRC64, all little endian.
+    DUMP prints type, value, the version in two bytes and a CRC64, all little endian
+    (cluster.c:createDumpPayload). Metadata, if there is any, comes before, after its
+    opcode 243; that is by the source of Redis 8.6, and was not tried.
+
     expire_ms is a time in ms since 1970; idle (seconds) is there under an LRU policy,
     frequency under an LFU policy, metadata if a module of Redis 8.6 or later stored
     some with the key.
