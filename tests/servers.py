@@ -83,7 +83,8 @@ class Server:
     Without more it works in a temporary folder, which `close` removes. With `folder`
     it works there instead. With `config_file` it is started from that file as an
     operator would, with the port, the address and the log overridden, and nothing
-    else unless `config` says so. Neither of these two is ever removed.
+    else unless `config` says so. Neither of these two is ever removed. `program` is a
+    server that is not among ours; its name is for messages only.
 
     `stop`, `kill`, `start` and `restart` keep the port, the folder and the log;
     `close` (or leaving the context) ends it all. They block: a trio test that has a
@@ -98,8 +99,9 @@ class Server:
         *,
         config_file: Path | None = None,
         folder: Path | None = None,
+        program: Path | None = None,
     ) -> None:
-        program = binary(name)
+        program = program or binary(name)
         if program is None:
             raise ServerError(f"{name} is missing: run tools/servers")
         self.name = name
