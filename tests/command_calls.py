@@ -39,7 +39,7 @@ TYPES: Final[Mapping[str, str]] = {
     "XREADGROUP GROUP g c COUNT 1 STREAMS K >",
     # The group is called as an option is.
     "streams": "XADD K 1-1 f v; XGROUP CREATE K STREAMS 0",
-    "vectors": "VADD K VALUES 2 1 1 e",
+    "vectors": "VADD K VALUES 2 1 1 e; VADD K VALUES 2 1 2 f",
     "array": "ARSET K 0 a b c",
 }
 
@@ -48,6 +48,7 @@ APPEND a:string x
 ARDEL a:array 0
 ARDEL a:array 0 1 2
 ARDELRANGE a:array 0 2
+ARDELRANGE a:array 0 1
 ARINSERT a:array x
 ARMSET a:array 7 x 9 y
 ARRING a:array 3 x
@@ -230,6 +231,7 @@ SORT a:numbers
 SORT a:numbers DESC STORE b:none
 SORT a:numbers STORE b:list LIMIT 0 1
 SORT a:numbers BY STORE GET STORE GET # store b:none ALPHA
+SORT a:numbers STORE b:none BY STORE GET STORE GET #
 SORT a:numbers BY nosort STORE x STORE b:none
 SORT a:numbers BY BY GET GET GET STORE GET x-* STORE b:list ASC
 SORT a:numbers STORE x LIMIT 1 1 STORE y store b:none
@@ -241,8 +243,8 @@ SUNIONSTORE a:none b:set
 SUNIONSTORE a:string b:set c:set
 UNLINK a:string
 UNLINK a:string b:none c:list
-VADD a:vectors VALUES 2 1 2 f
-VADD a:vectors VALUES 2 3 2 f SETATTR {} M 8
+VADD a:vectors VALUES 2 1 2 g
+VADD a:vectors VALUES 2 3 2 g SETATTR {} M 8
 VREM a:vectors e
 VSETATTR a:vectors e {"x":1}
 XACK a:stream g 1-1
@@ -296,6 +298,7 @@ ZRANGESTORE a:zset b:zset 7 9
 ZREM a:zset a
 ZREM a:zset a b c
 ZREMRANGEBYLEX a:zset - +
+ZREMRANGEBYLEX a:zset - [a
 ZREMRANGEBYRANK a:zset 0 0
 ZREMRANGEBYSCORE a:zset 2 9
 ZUNIONSTORE a:none 1 b:zset
