@@ -18,13 +18,14 @@ import pytest
 from fingerprints import server_time
 from kvtape.errors import DestinationError, Error, PointError, RepositoryError
 from kvtape.errors import VerificationError as Damaged
+from kvtape.progress import Advance, NoWatch
 from kvtape.restore.data_dir import (
     Layout,
     layout_for,
     restore_data_dir,
     start_command,
 )
-from kvtape.restore.job import Advance, Job, NoWatch, open_job
+from kvtape.restore.job import Job, open_job
 from kvtape.tape.documents import Server as Identity
 from kvtape.tape.point import ToLatest, ToOffset
 from oracle import compare, fingerprint

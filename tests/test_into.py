@@ -12,8 +12,9 @@ import pytest
 
 from kvtape.cli.runner import run
 from kvtape.errors import DestinationError, ServerError, VerificationError
+from kvtape.progress import Advance, NoWatch
 from kvtape.restore.into import IntoOptions, check_target, restore_into
-from kvtape.restore.job import Advance, Job, NoWatch, Result
+from kvtape.restore.job import Job, Result
 from kvtape.restore.survey import survey
 from kvtape.server.url import ServerUrl
 from kvtape.tape.point import ToOffset

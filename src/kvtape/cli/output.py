@@ -1,12 +1,11 @@
 """What a person or a script sees: text and tables, JSON, logs, progress.
 
 Data goes to stdout, everything else to stderr. Tables, progress and colour appear on a
-terminal only. Bytes that are not text appear in JSON as {"base64": "…"}.
+terminal only.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from rich.progress import (
 )
 
 from kvtape.errors import RepositoryError
-from kvtape.restore.job import Advance
+from kvtape.progress import Advance
 
 
 def stderr_console() -> Console:
@@ -70,16 +69,8 @@ def print_json(document: object, *, one_line: bool = False) -> None:
     print_line(content.decode())
 
 
-def text_or_base64(data: bytes) -> str | dict[str, str]:
-    """Return bytes as JSON has them: as text if they are UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
-
-
 class BarWatch:
-    """Shows each stage of a restore as a bar, with bytes and rate."""
+    """Shows each stage of a long work as a bar, with bytes and rate."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -95,8 +86,8 @@ class BarWatch:
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[BarWatch]:
-    """Show the stages of a restore on a terminal, and nothing elsewhere."""
+def bars(console: Console, *, shown: bool = True) -> Iterator[BarWatch]:
+    """Show the stages of a long work on a terminal, and nothing elsewhere."""
     progress = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=24),
@@ -104,7 +95,7 @@ def bars(console: Console) -> Iterator[BarWatch]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )
     with progress:
         yield BarWatch(progress)

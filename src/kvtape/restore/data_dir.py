@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Literal
 
 from kvtape.errors import DestinationError, RepositoryError
+from kvtape.progress import Advance
 from kvtape.replication.resp import pack
 from kvtape.restore.fields import keep_fields
-from kvtape.restore.job import Advance, Job, Result
+from kvtape.restore.job import Job, Result
 from kvtape.restore.survey import databases_needed
 from kvtape.storage.reader import read_snapshot, read_stream
 from kvtape.storage.store import make_folder, replace_file, sync_folder

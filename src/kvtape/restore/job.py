@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from kvtape.errors import PointError
+from kvtape.progress import NoWatch, Watch
 from kvtape.storage.reader import Resolved, resolve
 from kvtape.storage.repository import SourceFolder, open_repository
 from kvtape.tape.plan import Plan, choose
 from kvtape.tape.point import Point, ToOffset, ToTime, format_time
 from kvtape.tape.translate import Destination, Translator
-
-# Called with the number of bytes done since the last call.
-Advance = Callable[[int], None]
-
-
-class Watch(Protocol):
-    """Shows how far a restore is."""
-
-    def stage(self, name: str, length: int) -> Advance:
-        """Begin a stage of so many bytes, and end the one before."""
-
-
-class NoWatch:
-    """Shows nothing."""
-
-    def stage(self, name: str, length: int) -> Advance:
-        """Begin a stage that nobody watches."""
-        return lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
