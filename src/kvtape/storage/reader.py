@@ -16,21 +16,20 @@ import zstandard
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.tracker import Tracker
 from kvtape.storage.repository import SourceFolder
+from kvtape.storage.segments import (
+    opening,
+    opening_at_time,
+    read_frames,
+    read_frames_from,
+    stream_of,
+)
 from kvtape.tape.catalogue import Slice, Snapshot
 from kvtape.tape.documents import Manifest
 from kvtape.tape.names import SegmentName
 from kvtape.tape.plan import Plan
-from kvtape.tape.rdb import RdbError, read_header
-from kvtape.tape.segment import (
-    NEED_DATA,
-    Ending,
-    Facts,
-    Frame,
-    Header,
-    Parser,
-    Part,
-    SegmentError,
-)
+from kvtape.tape.rdb import RdbError
+from kvtape.tape.rdb import read_header as read_rdb_header
+from kvtape.tape.segment import Facts
 from kvtape.tape.translate import Piece
 
 _PIECE = 1024 * 1024
@@ -95,7 +94,7 @@ def _describes(manifest: Manifest, head: bytes) -> bool:
 
     A restore relies on what it tells, and it has no checksum of its own.
     """
-    header, aux = read_header(head)
+    header, aux = read_rdb_header(head)
     db = aux.get(b"repl-stream-db", b"").decode("ascii", "replace")
     return (
         manifest.rdb_magic == header.magic.decode()
@@ -107,11 +106,11 @@ def _describes(manifest: Manifest, head: bytes) -> bool:
 def read_stream(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Piece]:
     """Yield the stream bytes of slices, in order, each piece with its facts."""
     for slice_ in slices:
-        for frame in _frames(folder, slice_.segment, slice_.end):
+        for frame in read_frames(folder, slice_.segment, slice_.end):
             facts = frame.facts
             start, end = max(facts.start, slice_.start), min(facts.end, slice_.end)
             if start < end:
-                data = _stream(folder, slice_.segment, frame)
+                data = stream_of(folder, slice_.segment, frame)
                 data = data[start - facts.start : end - facts.start]
                 yield Piece(start, end, data, facts)
 
@@ -119,7 +118,7 @@ def read_stream(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Piece
 def read_facts(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Facts]:
     """Yield the facts of all frames of slices, without decompressing anything."""
     for slice_ in slices:
-        for frame in _frames(folder, slice_.segment, slice_.end):
+        for frame in read_frames(folder, slice_.segment, slice_.end):
             if frame.facts.end > slice_.start:
                 yield frame.facts
 
@@ -148,18 +147,28 @@ def _offset_at(facts: list[Facts], start: int, time: int) -> int:
 def find_boundary(folder: SourceFolder, name: SegmentName, limit: int) -> Boundary:
     """Return the last boundary of a segment at or before limit, which lies in it.
 
-    PointError if its bytes cannot be read as commands.
+    PointError if its bytes cannot be read as commands. Of the segment, only the frames
+    around it are read.
     """
-    header = next(part for part in _parts(folder, name) if isinstance(part, Header))
-    if limit == name.start:
-        return Boundary(header.start, header.db, header.time)
-    slice_ = Slice(name, name.start, limit)
-    facts = list(read_facts(folder, [slice_]))
-    tracker = _track(folder, slice_, facts, limit, Tracker(header.start, header.db))
-    if tracker.boundary == header.start:
-        return Boundary(header.start, header.db, header.time)
-    time, _ = _receipt(facts, tracker.boundary)
+    begin = opening(folder, name, limit)
+    tracker = Tracker(begin.offset, begin.db)
+    receipts: list[Facts] = []
+    if begin.offset < limit:
+        for frame in read_frames_from(folder, name, begin.offset, limit):
+            receipts.append(frame.facts)
+            data = stream_of(folder, name, frame)
+            _feed(tracker, data[: limit - frame.facts.start], begin.offset, limit)
+    if tracker.boundary == begin.offset:
+        return Boundary(begin.offset, begin.db, begin.time)
+    time, _ = _receipt(receipts, tracker.boundary)
     return Boundary(tracker.boundary, tracker.db, time)
+
+
+def boundary_by(folder: SourceFolder, name: SegmentName, time: int) -> int:
+    """Return the last boundary of a segment that had been received by time (ms)."""
+    start = opening_at_time(folder, name, time)
+    frame = next(read_frames_from(folder, name, start, start + 1))
+    return find_boundary(folder, name, _offset_at([frame.facts], start, time)).offset
 
 
 def _track(
@@ -178,13 +187,17 @@ def _track(
         return tracker
     within = Slice(slice_.segment, known, limit)
     for piece in read_stream(folder, [within]):
-        tracker.feed(piece.data)
+        _feed(tracker, piece.data, known, limit)
+    return tracker
+
+
+def _feed(tracker: Tracker, data: bytes, known: int, limit: int) -> None:
+    tracker.feed(data)
     if tracker.lost_because is not None:
         raise PointError(
             f"the stream cannot be read as commands between {known} and {limit}; "
             f"{known} can be restored"
         )
-    return tracker
 
 
 def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
@@ -199,52 +212,3 @@ def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
                 return mark.time, before
             before = mark.time
     return before, before
-
-
-def _frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Frame]:
-    """Yield a segment's frames up to offset stop, verified but for their bytes."""
-    for part in _parts(folder, name):
-        if isinstance(part, Frame):
-            yield part
-            if part.facts.end >= stop and stop < name.end:
-                return
-
-
-def _parts(folder: SourceFolder, name: SegmentName) -> Iterator[Part]:
-    """Yield the parts of a segment, its header first."""
-    parser = Parser()
-    try:
-        with folder.open(name.path) as file:
-            while data := file.read(_PIECE):
-                parser.receive_data(data)
-                while (part := parser.next_part()) is not NEED_DATA:
-                    _must_fit(part, name)
-                    yield part
-        parser.receive_end()
-    except FileNotFoundError:
-        raise VerificationError(f"{folder.url}/{name.path} is missing") from None
-    except SegmentError as error:
-        raise _damaged(folder, name, error) from None
-
-
-def _must_fit(part: Part, name: SegmentName) -> None:
-    match part:
-        case Header() if (part.replid, part.start) != (name.replid, name.start):
-            raise SegmentError("it is another segment than its name says")
-        case Ending() if part.end != name.end:
-            raise SegmentError("it ends elsewhere than its name says")
-        case _:
-            pass
-
-
-def _stream(folder: SourceFolder, name: SegmentName, frame: Frame) -> bytes:
-    try:
-        return frame.stream()
-    except SegmentError as error:
-        raise _damaged(folder, name, error) from None
-
-
-def _damaged(
-    folder: SourceFolder, name: SegmentName, error: SegmentError
-) -> VerificationError:
-    return VerificationError(f"{folder.url}/{name.path} is damaged: {error}")

@@ -19,10 +19,12 @@ is stored, since some bits of a zstd frame change nothing that comes out of it.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from itertools import accumulate
+from typing import Final, Self
 
 import zstandard
 
@@ -46,6 +48,7 @@ __all__ = [
     "Facts",
     "Frame",
     "Header",
+    "Index",
     "Mark",
     "NeedData",
     "Parser",
@@ -185,7 +188,11 @@ class Writer:
 
     def adopt_own_frame(self, stored_length: int) -> None:
         """Count a skippable frame that is in the file already."""
-        self._seek_table.append((stored_length, 0))
+        self.adopt_entry(stored_length, 0)
+
+    def adopt_entry(self, stored_length: int, length: int) -> None:
+        """Count a frame of which only the seek table's entry is known."""
+        self._seek_table.append((stored_length, length))
 
     def ending(self) -> bytes:
         """Return what a finished segment ends with."""
@@ -212,6 +219,71 @@ class Writer:
         framed = _frame(magic, layout.with_crc(content))
         self.adopt_own_frame(len(framed))
         return framed
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where each data frame of a finished segment is: its seek table, added up.
+
+    starts has the offset that each data frame begins at, positions where the facts
+    before it stand in the file. Nothing of it is verified but that it adds up to the
+    file; whoever reads a frame by it verifies that.
+    """
+
+    starts: tuple[int, ...]
+    positions: tuple[int, ...]
+    entries: tuple[tuple[int, int], ...]
+
+    def frame_at(self, offset: int) -> int:
+        """Return the number of the frame that the byte behind an offset is in."""
+        return max(0, bisect_right(self.starts, offset) - 1)
+
+    def facts_at(self, frame: int) -> tuple[int, int]:
+        """Return where in the file the facts of a frame stand, and their length."""
+        return self.positions[frame], self.entries[1 + 2 * frame][0]
+
+
+# The end of a file that tells how much more of it the seek table takes.
+FOOTER_SIZE = _SEEK_FOOTER.size
+
+
+def seek_table_size(footer: bytes) -> int:
+    """Return how long the seek table is that ends with a footer, with its header."""
+    count, _, magic = _SEEK_FOOTER.unpack(footer)
+    if magic != _SEEKABLE_MAGIC:
+        raise SegmentError("it has no seek table: it was cut short, or never finished")
+    return _FRAME.size + int(count) * _SEEK_ENTRY.size + FOOTER_SIZE
+
+
+def read_index(table: bytes, start: int, end: int, size: int) -> Index:
+    """Read the seek table at the end of the segment [start, end), a file of size bytes.
+
+    SegmentError if it does not add up.
+    """
+    content = table[_FRAME.size : -FOOTER_SIZE]
+    entries = tuple(_SEEK_ENTRY.iter_unpack(content))
+    ends = list(accumulate(length for length, _ in entries))
+    offsets = list(accumulate((length for _, length in entries), initial=start))
+    if not ends or ends[-1] + len(table) != size or offsets[-1] != end:
+        raise SegmentError("its seek table is damaged")
+    # The header, facts and data in turn, the ending.
+    if [n for n, (_, length) in enumerate(entries) if length] != [
+        *range(2, len(entries) - 1, 2)
+    ]:
+        raise SegmentError("its seek table is damaged")
+    starts = tuple(offsets[2:-2:2])
+    return Index(starts, tuple(ends[0:-2:2]), entries)
+
+
+def read_facts_frame(content: bytes, start: int) -> Facts:
+    """Read a frame of facts by itself, of the data frame that begins at start."""
+    magic, size = _FRAME.unpack_from(content)
+    if (magic, size) != (FACTS, len(content) - _FRAME.size):
+        raise SegmentError("its seek table is damaged")
+    facts = layout.unpack_facts(layout.without_crc(content[_FRAME.size :], start))
+    if facts.start != start:
+        raise SegmentError("its seek table is damaged")
+    return facts
 
 
 class NeedData(Enum):
@@ -243,6 +315,22 @@ class Parser:
         self._facts_length = 0
         self._ending: Ending | None = None
         self._taken = 0  # bytes of the buffer that are parsed
+
+    @classmethod
+    def resumed(cls, header: Header, index: Index, frame: int) -> Self:
+        """Return a parser that stands before a frame of a segment, facts and all.
+
+        What comes before it is not verified; the rest is, with the ending.
+        """
+        parser = cls()
+        parser.position = index.positions[frame]
+        writer = parser.writer = Writer(header)
+        # The header, and facts and data of each frame before this one.
+        for entry in index.entries[: 1 + 2 * frame]:
+            writer.adopt_entry(*entry)
+        writer.end = index.starts[frame]
+        writer.frames = frame
+        return parser
 
     def receive_data(self, data: bytes) -> None:
         """Add the next bytes of the file."""
