@@ -10,7 +10,8 @@ import pytest
 from kvtape.errors import VerificationError
 from kvtape.replication.tracker import NO_DB
 from kvtape.restore.job import open_job
-from kvtape.storage.commands import RecordedCommand, recorded_commands
+from kvtape.storage.commands import recorded_commands
+from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.point import Point, ToLatest, ToOffset
 from plain_client import PlainClient
 from recording import THEN, Tape, rdb, taping

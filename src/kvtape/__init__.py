@@ -36,8 +36,9 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.server.tls import Tls
 from kvtape.server.url import SentinelUrl, ServerUrl, parse_source, parse_url
-from kvtape.storage.commands import RecordedCommand, recorded_commands
+from kvtape.storage.commands import recorded_commands
 from kvtape.storage.repository import Repository, open_repository
+from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.plan import Plan
 from kvtape.tape.point import ToLatest, ToOffset, ToTime
 

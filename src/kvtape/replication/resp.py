@@ -7,8 +7,8 @@ from the lengths of its words; measuring it costs a third of parsing it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
 
 import hiredis
 
@@ -44,6 +44,19 @@ def packed_lengths(commands: Sequence[Sequence[bytes]]) -> int:
         ) + sum(map(_HEADER_LENGTH.__getitem__, map(len, commands)))
     except IndexError:
         return sum(map(_long_length, commands))
+
+
+def packed_ends(commands: Iterable[Sequence[bytes]], start: int) -> list[int]:
+    """Return where each of some commands ends that a server sends from start on."""
+    words, headers = _WORD_LENGTH, _HEADER_LENGTH
+    try:
+        lengths = [
+            headers[len(command)] + sum([words[len(word)] for word in command])
+            for command in commands
+        ]
+    except IndexError:
+        lengths = list(map(_long_length, commands))
+    return list(accumulate(lengths, initial=start))[1:]
 
 
 def _long_length(command: Sequence[bytes]) -> int:

@@ -145,7 +145,7 @@ class Translator:
             try:
                 changed = self._change(command, begin, time)
             except (ValueError, IndexError):
-                raise _no_commands(begin) from None
+                raise no_commands(begin) from None
             if changed is not None:
                 out += (
                     data[copied : begin - start],
@@ -188,16 +188,17 @@ def read_commands(data: bytes, start: int) -> Iterator[tuple[list[bytes], int, i
             while (command := reader.gets()) is not False:
                 end = begin + packed_length(command)
                 if not command or data[end - start - 2 : end - start] != b"\r\n":
-                    raise _no_commands(begin)
+                    raise no_commands(begin)
                 yield command, begin, end
                 begin = end
         except (hiredis.ProtocolError, TypeError):
-            raise _no_commands(begin) from None
+            raise no_commands(begin) from None
     if begin != start + len(data):
-        raise _no_commands(begin)
+        raise no_commands(begin)
 
 
-def _no_commands(offset: int) -> VerificationError:
+def no_commands(offset: int) -> VerificationError:
+    """Return the error for a stream that is none of commands behind an offset."""
     return VerificationError(
         f"the stream cannot be read as commands from offset {offset} on; restore to an "
         "offset before it"
