@@ -162,14 +162,19 @@ class Tape:
         self._put(name.manifest, encode(manifest))
         return self
 
-    def segment(self, *frames: Sequence[Receipt]) -> SegmentName:
-        """Store a segment of these frames; each is what was received, and when."""
+    def segment(
+        self, *frames: Sequence[Receipt], late_since: int | None = None
+    ) -> SegmentName:
+        """Store a segment of these frames; each is what was received, and when.
+
+        late_since makes all of them late.
+        """
         tracker = Tracker(self.end, self._db)
         writer = Writer(Header(self.replid, self.end, self._db, self.time))
         content = writer.header_bytes()
         start = self.end
         for receipts in frames:
-            content += self._frame(writer, tracker, receipts)
+            content += self._frame(writer, tracker, receipts, late_since)
         content += writer.ending()
         first = self.time if writer.first is None else writer.first
         name = SegmentName(self.replid, start, self.end, first, self.time)
@@ -178,7 +183,11 @@ class Tape:
         return name
 
     def _frame(
-        self, writer: Writer, tracker: Tracker, receipts: Sequence[Receipt]
+        self,
+        writer: Writer,
+        tracker: Tracker,
+        receipts: Sequence[Receipt],
+        late_since: int | None,
     ) -> bytes:
         marks = []
         for self.time, data in receipts:
@@ -187,7 +196,8 @@ class Tape:
             marks.append(Mark(self.end, self.time))
         data = b"".join(data for _, data in receipts)
         summary = tracker.take_summary()
-        return writer.frame(data, marks, tracker.boundary, tracker.db, summary)
+        boundary, db = tracker.boundary, tracker.db
+        return writer.frame(data, marks, boundary, db, summary, late_since)
 
     def commands(self, *commands: Sequence[str | bytes | int]) -> SegmentName:
         """Store a segment of whole commands, a second apart."""

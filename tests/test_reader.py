@@ -9,7 +9,6 @@ import pytest
 from kvtape.errors import PointError, VerificationError
 from kvtape.restore.job import notes_on
 from kvtape.storage.reader import (
-    Boundary,
     Resolved,
     find_boundary,
     read_facts,
@@ -17,6 +16,7 @@ from kvtape.storage.reader import (
     read_stream,
     resolve,
 )
+from kvtape.storage.segments import Boundary
 from kvtape.tape.catalogue import Slice
 from kvtape.tape.names import SegmentName
 from kvtape.tape.plan import choose
@@ -185,6 +185,43 @@ def test_a_wide_interval_of_receipt_is_told(tape: Tape) -> None:
     assert notes_on(point, resolved(tape, point)) == []
 
 
+def test_what_is_late_was_written_at_any_time_since_the_lateness_began(
+    tmp_path: Path,
+) -> None:
+    tape = Tape(tmp_path).snapshot()
+    tape.segment([(THEN + 1000, SET)])
+    late = tape.segment(
+        [(THEN + 3_600_000, SET), (THEN + 3_600_100, SET)],
+        [(THEN + 3_600_200, SET), (THEN + 3_600_300, SET)],
+        late_since=THEN + 1000,
+    )
+    tape.segment([(THEN + 3_600_400, SET), (THEN + 3_600_500, SET)])
+    times = [1000, 3_600_000, 3_600_100, 3_600_200, 3_600_300, 3_600_400, 3_600_500]
+    for number, time in enumerate(times, 1):
+        found = resolved(tape, ToTime(THEN + time))
+        assert found.plan.offset == START + number * len(SET)
+        assert found.time == THEN + time
+        after = THEN if number == 1 else THEN + 1000
+        # Abreast again: from the last receipt of what was late on.
+        after = THEN + times[number - 2] if number > 5 else after
+        assert found.last_written_after == after
+    for limit in range(late.start, late.end + 1):
+        boundary = find_boundary(tape.folder, late, limit)
+        assert boundary.since == THEN + 1000
+        assert boundary.time >= THEN + 1000
+
+
+def test_the_receipt_of_a_boundary_between_two_segments_is_in_the_first(
+    tmp_path: Path,
+) -> None:
+    tape = Tape(tmp_path).snapshot()
+    tape.segment([(THEN + 1000, SET)], [(THEN + 5000, SET)])
+    tape.segment([(THEN + 9000, SET[:9])], [(THEN + 9500, SET[9:])], late_since=THEN)
+    found = resolved(tape, ToTime(THEN + 9100))
+    assert found.plan.offset == START + 2 * len(SET)
+    assert (found.time, found.last_written_after) == (THEN + 5000, THEN + 1000)
+
+
 def test_the_latest_is_the_end(tape: Tape) -> None:
     found = resolved(tape, ToLatest())
     assert (found.plan.offset, found.was_cut) == (END, False)
@@ -212,11 +249,11 @@ def test_the_boundary_before_any_offset_of_a_segment_is_found(tmp_path: Path) ->
         [(THEN + 4000, SET[5:])],
     )
     expected = [
-        Boundary(START, 4, THEN),
-        Boundary(START + len(SET), 4, THEN + 1000),
-        Boundary(START + 2 * len(SET), 4, THEN + 2000),
-        Boundary(START + 2 * len(SET) + len(turn), 7, THEN + 2000),
-        Boundary(tape.end, 7, THEN + 4000),
+        Boundary(START, 4, THEN, THEN),
+        Boundary(START + len(SET), 4, THEN + 1000, THEN),
+        Boundary(START + 2 * len(SET), 4, THEN + 2000, THEN + 1000),
+        Boundary(START + 2 * len(SET) + len(turn), 7, THEN + 2000, THEN + 1000),
+        Boundary(tape.end, 7, THEN + 4000, THEN + 3000),
     ]
     for limit in range(START, tape.end + 1):
         before = [boundary for boundary in expected if boundary.offset <= limit]

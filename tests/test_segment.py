@@ -28,6 +28,7 @@ from kvtape.tape import facts as layout
 from kvtape.tape import segment
 from kvtape.tape.segment import (
     NEED_DATA,
+    ClockDifference,
     Ending,
     Facts,
     Frame,
@@ -56,6 +57,7 @@ class Piece:
     unfinished: int = 0
     db: int = 0
     summary: Summary = field(default_factory=Summary)
+    late_since: int | None = None
 
 
 PIECES = (
@@ -88,6 +90,7 @@ def pieces_strategy() -> st.SearchStrategy[Piece]:
         summary=st.builds(
             Summary, names, dbs, st.integers(0, 2**32 - 1), st.booleans()
         ),
+        late_since=st.none() | st.integers(0, 10**14),
     )
 
 
@@ -97,6 +100,7 @@ headers = st.builds(
     st.integers(0, 2**62),
     st.integers(-1, 2**31 - 1),
     st.integers(0, 10**14),
+    st.none() | st.builds(ClockDifference, *[st.integers(-(2**63), 2**63 - 1)] * 2),
 )
 
 
@@ -107,7 +111,9 @@ def append(writer: Writer, piece: Piece) -> bytes:
         offset, time = offset + length, time + passed
         marks.append(Mark(offset, time))
     boundary = max(writer.boundary, writer.end + len(piece.data) - piece.unfinished)
-    return writer.frame(piece.data, marks, boundary, piece.db, piece.summary)
+    return writer.frame(
+        piece.data, marks, boundary, piece.db, piece.summary, piece.late_since
+    )
 
 
 def write(
@@ -169,14 +175,18 @@ def test_a_segment_reads_back_as_it_was_written(
         facts = frame.facts
         assert frame.stream() == piece.data
         assert (facts.start, facts.end) == (offset, offset + len(piece.data))
-        assert (facts.after, facts.db) == (time, piece.db)
+        since = piece.late_since
+        assert facts.db == piece.db
+        assert facts.is_late == (since is not None)
+        assert facts.after == (time if since is None else min(since, time))
         assert facts.summary == piece.summary
         lengths = [mark.offset for mark in facts.marks]
         assert [b - a for a, b in zip([offset, *lengths], lengths, strict=False)] == [
             length for length, _ in piece.marks
         ]
         time += sum(passed for _, passed in piece.marks)
-        assert facts.time == time
+        if facts.marks or not facts.is_late:
+            assert facts.time == time
         times += [mark.time for mark in facts.marks] or [time]
         offset = facts.end
     db = pieces[-1].db if pieces else header.db
@@ -204,6 +214,29 @@ def test_a_segment_at_the_epoch_keeps_its_times() -> None:
     ending = read(write([Piece(b"x", ((1, 0),)), Piece(b"y", ((1, 5),))], header))[-1]
     assert isinstance(ending, Ending)
     assert (ending.first, ending.last) == (0, 5)
+
+
+def test_a_late_frame_says_since_when_and_the_one_behind_it_goes_on_from_its_marks() -> (
+    None
+):
+    pieces = [
+        Piece(b"a", ((1, 10),)),
+        Piece(b"b", ((1, 3_600_000),), late_since=HEADER.time + 10),
+        # The lateness began after bytes that came before, and are in the same frame.
+        Piece(b"c", ((1, 10),), late_since=HEADER.time + 9_000_000),
+        Piece(b"d", (), late_since=HEADER.time + 10),
+        Piece(b"e", ((1, 10),)),
+    ]
+    frames = [part.facts for part in read(write(pieces)) if isinstance(part, Frame)]
+    last = HEADER.time + 3_600_020
+    assert [(facts.is_late, facts.after) for facts in frames] == [
+        (False, HEADER.time),
+        (True, HEADER.time + 10),
+        (True, last - 10),
+        (True, HEADER.time + 10),
+        (False, last),
+    ]
+    assert frames[-1].time == last + 10
 
 
 def test_a_segment_may_end_only_at_a_boundary_and_with_something_in_it() -> None:
@@ -368,7 +401,7 @@ HEADER_FRAME = write([], finished=False)
 FRAME = write([PIECES[0]], finished=False)[len(HEADER_FRAME) :]
 EMPTY_END = write([])[len(HEADER_FRAME) :]
 ENDING_FRAME, EMPTY_TABLE = EMPTY_END[:-33], EMPTY_END[-33:]
-ONE_ENTRY = struct.pack("<IIIIIBI", segment.SEEK_TABLE, 17, 84, 0, 1, 0, 0x8F92EAB1)
+ONE_ENTRY = struct.pack("<IIIIIBI", segment.SEEK_TABLE, 17, 101, 0, 1, 0, 0x8F92EAB1)
 
 
 @given(
@@ -390,7 +423,7 @@ def test_garbage_with_a_right_checksum_is_a_segment_error_too(
         (ENDING_FRAME, "the frame at 0 is out of its place"),
         (EMPTY_TABLE, "it does not begin with a header"),
         (HEADER_FRAME * 2, "out of its place"),
-        (HEADER_FRAME + ONE_ENTRY, "the seek table at 84 is out of its place"),
+        (HEADER_FRAME + ONE_ENTRY, "the seek table at 101 is out of its place"),
         (HEADER_FRAME + ENDING_FRAME + FRAME, "out of its place"),
         (HEADER_FRAME + ENDING_FRAME * 2, "out of its place"),
         (HEADER_FRAME + FRAME * 2, "starts at offset 1042, not at 1089"),
@@ -480,6 +513,28 @@ def test_fields_that_a_later_kvtape_appended_are_ignored() -> None:
     assert layout.unpack_header(layout.pack_header(first) + b"new") == first
     assert layout.unpack_facts(layout.pack_facts(second.facts) + b"new") == second.facts
     assert layout.unpack_ending(layout.pack_ending(ending) + b"new") == ending
+
+
+# The header of the first release, byte by byte.
+OLD_HEADER = (
+    b"kvtape\x01\x00"
+    b"8f1c0d6b2e7a4935c1d8e0f7a6b5c4d3e2f10912"
+    b"\x12\x04\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff\x80\x93\x7a\xe1\x9d\x01\x00\x00"
+)
+
+
+@pytest.mark.parametrize("clock", [None, ClockDifference(-7, 2**40)])
+def test_a_header_without_the_clock_is_read_and_one_with_it_by_an_older_reader(
+    clock: ClockDifference | None,
+) -> None:
+    assert layout.unpack_header(OLD_HEADER) == HEADER
+    frames = write(finished=False).removeprefix(HEADER_FRAME)
+    parser = Parser()
+    parser.receive_data(own_frame(segment.HEADER, OLD_HEADER) + frames)
+    assert list(drain(parser)) == PARTS[:3]
+    new = layout.pack_header(replace(HEADER, clock=clock))
+    assert new.startswith(OLD_HEADER)
+    assert layout.unpack_header(new).clock == clock
 
 
 # Limits.
@@ -634,7 +689,7 @@ def test_the_checksum_is_the_one_that_is_specified() -> None:
     assert f"0x{crc64.calc(b'123456789'):016x}" in SPECIFICATION.read_text()
 
 
-SIZES = {"u8": "B", "u16": "H", "u32": "I", "i32": "i", "u64": "Q"}
+SIZES = {"u8": "B", "u16": "H", "u32": "I", "i32": "i", "u64": "Q", "i64": "q"}
 
 
 @pytest.mark.parametrize(

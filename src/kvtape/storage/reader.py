@@ -8,7 +8,7 @@ VerificationError that names the file. Blocking, with flat memory: a frame at a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import zstandard
@@ -17,6 +17,7 @@ from kvtape.errors import PointError, VerificationError
 from kvtape.replication.tracker import Tracker
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.segments import (
+    Boundary,
     opening,
     opening_at_time,
     read_frames,
@@ -25,11 +26,11 @@ from kvtape.storage.segments import (
 )
 from kvtape.tape.catalogue import Slice, Snapshot
 from kvtape.tape.documents import Manifest
+from kvtape.tape.facts import Facts, Receipt, receipt_of
 from kvtape.tape.names import SegmentName
 from kvtape.tape.plan import Plan
 from kvtape.tape.rdb import RdbError
 from kvtape.tape.rdb import read_header as read_rdb_header
-from kvtape.tape.segment import Facts
 from kvtape.tape.translate import Piece
 
 _PIECE = 1024 * 1024
@@ -42,24 +43,15 @@ _OTHER = "it is not what its manifest.json says"
 class Resolved:
     """A plan whose end is a boundary, and when that was reached (ms).
 
-    last_written_after is the receipt before the last one: what the last one brought was
-    written in between. was_cut tells that what was asked for was within a command or
-    transaction.
+    last_written_after is the receipt before the last one, or before the lateness that
+    it is part of: what the last one brought was written in between. was_cut tells that
+    what was asked for was within a command or transaction.
     """
 
     plan: Plan
     time: int
     last_written_after: int
     was_cut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """The end of a command: the database selected there, and when it came (ms)."""
-
-    offset: int
-    db: int
-    time: int
 
 
 def read_snapshot(folder: SourceFolder, snapshot: Snapshot) -> Iterator[bytes]:
@@ -134,8 +126,17 @@ def resolve(folder: SourceFolder, plan: Plan) -> Resolved:
     boundary = _track(folder, last, facts, limit, Tracker(last.segment.start)).boundary
     if boundary <= name.offset:
         return Resolved(plan.cut(name.offset), name.time, name.time, limit > boundary)
-    time, after = _receipt(facts, boundary)
+    _, time, after = _receipt_in(folder, plan.slices, boundary)
     return Resolved(plan.cut(boundary), time, after, was_cut=limit > boundary)
+
+
+def _receipt_in(folder: SourceFolder, slices: Sequence[Slice], offset: int) -> Receipt:
+    """Return the receipt of the byte before an offset behind the start of slices.
+
+    The last boundary of the last one may be where it begins.
+    """
+    slice_ = next(s for s in reversed(slices) if s.start < offset)
+    return receipt_of(list(read_facts(folder, [slice_])), offset)
 
 
 def _offset_at(facts: list[Facts], start: int, time: int) -> int:
@@ -159,9 +160,9 @@ def find_boundary(folder: SourceFolder, name: SegmentName, limit: int) -> Bounda
             data = stream_of(folder, name, frame)
             _feed(tracker, data[: limit - frame.facts.start], begin.offset, limit)
     if tracker.boundary == begin.offset:
-        return Boundary(begin.offset, begin.db, begin.time)
-    time, _ = _receipt(receipts, tracker.boundary)
-    return Boundary(tracker.boundary, tracker.db, time)
+        return begin
+    _, time, since = receipt_of(receipts, tracker.boundary)
+    return Boundary(tracker.boundary, tracker.db, time, since)
 
 
 def boundary_by(folder: SourceFolder, name: SegmentName, time: int) -> int:
@@ -198,17 +199,3 @@ def _feed(tracker: Tracker, data: bytes, known: int, limit: int) -> None:
             f"the stream cannot be read as commands between {known} and {limit}; "
             f"{known} can be restored"
         )
-
-
-def _receipt(facts: list[Facts], offset: int) -> tuple[int, int]:
-    """Return when the byte before offset was received, and the receipt before that."""
-    before = facts[0].after
-    for frame in facts:
-        before = frame.after
-        if offset <= frame.start:
-            break
-        for mark in frame.marks:
-            if mark.offset >= offset:
-                return mark.time, before
-            before = mark.time
-    return before, before

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from kvtape.errors import VerificationError
 from kvtape.storage.repository import SourceFolder
+from kvtape.tape.facts import receipt_of
 from kvtape.tape.names import SegmentName
 from kvtape.tape.segment import (
     FOOTER_SIZE,
@@ -43,15 +44,16 @@ _HEAD = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """Where reading commands can begin: a boundary at which a frame begins.
+class Boundary:
+    """The end of a command: the database selected there, and when it came (ms).
 
-    db is the database selected there, time that of the last receipt before it (ms).
+    What follows it was written after since.
     """
 
     offset: int
     db: int
     time: int
+    since: int
 
 
 def read_parts(folder: SourceFolder, name: SegmentName) -> Iterator[Part]:
@@ -93,22 +95,22 @@ def read_frames_from(
                     return
 
 
-def opening(folder: SourceFolder, name: SegmentName, offset: int) -> Opening:
-    """Return the last place in a segment at or before an offset to read from.
+def opening(folder: SourceFolder, name: SegmentName, offset: int) -> Boundary:
+    """Return the last boundary at or before an offset at which a frame begins.
 
     A command that the offset is in begins behind it, or there.
     """
     with _opened(folder, name) as file:
-        header = _header(file, name)
-        if offset > name.start:
-            index = _index(file, name)
-            # A frame that no boundary ends holds none but its start.
-            while frame := index.frame_at(offset):
-                facts = _facts(file, index, frame - 1)
-                if facts.boundary == facts.end:
-                    return Opening(facts.end, facts.db, facts.time)
-                offset = facts.start
-        return Opening(header.start, header.db, header.time)
+        header, index = _header(file, name), _index(file, name)
+        # A frame that no boundary ends holds none but its start.
+        while frame := index.frame_at(offset):
+            facts = _facts(file, index, frame - 1)
+            if facts.boundary == facts.end:
+                _, time, since = receipt_of([facts], facts.end)
+                return Boundary(facts.end, facts.db, time, since)
+            offset = facts.start
+        since = min(header.time, _facts(file, index, 0).after)
+        return Boundary(header.start, header.db, header.time, since)
 
 
 def opening_at_time(folder: SourceFolder, name: SegmentName, time: int) -> int:

@@ -23,7 +23,7 @@ from kvtape.replication.resp import (
     packed_length,
     packed_lengths,
 )
-from kvtape.tape.facts import Facts
+from kvtape.tape.facts import Facts, receipt_of
 from kvtape.tape.translate import no_commands, read_commands
 
 Words: TypeAlias = list[bytes]
@@ -192,25 +192,18 @@ def _places(
 class _Receipts:
     """When the bytes of some frames were received."""
 
-    def __init__(self, facts: Sequence[Facts]) -> None:
-        self._offsets: list[int] = []
-        self._times: list[int] = []
-        self._befores: list[int] = []
-        for frame in facts:
-            before = frame.after
-            for mark in frame.marks:
-                self._offsets.append(mark.offset)
-                self._times.append(mark.time)
-                self._befores.append(before)
-                before = mark.time
-        self._end = facts[-1].time
+    def __init__(self, frames: Sequence[Facts]) -> None:
+        receipts = [receipt for facts in frames for receipt in facts.receipts]
+        # Behind the last mark, which is where a frame ends unless it has none.
+        receipts.append(receipt_of(frames, frames[-1].end))
+        self._offsets = [receipt.offset for receipt in receipts[:-1]]
+        self._times = [receipt.time for receipt in receipts]
+        self._afters = [receipt.after for receipt in receipts]
 
     def of(self, end: int) -> int:
         """Return when the byte before an offset was received."""
-        mark = bisect_left(self._offsets, end)
-        return self._times[mark] if mark < len(self._times) else self._end
+        return self._times[bisect_left(self._offsets, end)]
 
     def before(self, start: int) -> int:
-        """Return the receipt before that of the byte behind an offset."""
-        mark = bisect_right(self._offsets, start)
-        return self._befores[mark] if mark < len(self._befores) else self._end
+        """Return what the byte behind an offset was written after."""
+        return self._afters[bisect_right(self._offsets, start)]

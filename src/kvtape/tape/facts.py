@@ -11,8 +11,9 @@ wrong, since recording must not stop for it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import anycrc
 
@@ -23,15 +24,23 @@ FORMAT_VERSION = 1
 
 _MAGIC = b"kvtape"
 
-_HEADER = struct.Struct("<6sH40sQiQ")
+_HEADER = struct.Struct("<6sH40sQiQBqq")
 _FACTS = struct.Struct("<QIIQiiIBBHHQQQ")
 _MARK = struct.Struct("<IQ")
 _NAME = struct.Struct("<BB")
 _ENDING = struct.Struct("<QiQQI")
 _CRC = struct.Struct("<Q")
 
-# The flag of a frame whose commands could not be followed.
+# What a header has at least: what follows it was appended later.
+_SHORTEST_HEADER = struct.calcsize("<6sH40sQiQ")
+
+# The flag of a header that says how far the server's clock was ahead.
+_CLOCK_KNOWN = 1
+
+# The flags of a frame whose commands could not be followed, and of one whose bytes may
+# have been written long before they came.
 _LOST = 1
+_LATE = 2
 
 # A frame gets a mark each 10 ms, so it gets this many if the disk hangs for 11 minutes.
 _MOST_MARKS = 0xFFFF
@@ -50,18 +59,31 @@ class SegmentError(VerificationError):
 
 
 @dataclass(frozen=True, slots=True)
+class ClockDifference:
+    """By how much (ms) a server's clock is ahead of the one that stamps: low to high.
+
+    Below 0 it is behind. It was asked, which takes its time; so it is an interval.
+    """
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What a segment begins with.
 
     start is a boundary: the end of a command, outside MULTI. db is the database
     selected there, or NO_DB. time is that of the last receipt before start, in ms since
-    the epoch, or of the snapshot's announcement: start was reached by then.
+    the epoch, or of the snapshot's announcement: start was reached by then. clock is
+    how far the primary's clock was ahead when it was asked last, None if unknown.
     """
 
     replid: str
     start: int
     db: int
     time: int
+    clock: ClockDifference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +94,24 @@ class Mark:
     time: int
 
 
+class Receipt(NamedTuple):
+    """What came up to offset came at time, and was written after `after` (ms)."""
+
+    offset: int
+    time: int
+    after: int
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of one data frame, which holds the stream bytes [start, end).
 
     after is the time of the receipt before the frame's first one: the first mark's
-    bytes were written after it. boundary is the last one at or before end, and db the
-    database selected there. crc is over the stream bytes, and stored_crc over the data
-    frame, which has stored_length bytes.
+    bytes were written after it. In a frame that is late, it is that of the last receipt
+    before the lateness began, and all its bytes may have been written right after it.
+    boundary is the last one at or before end, and db the database selected there. crc
+    is over the stream bytes, and stored_crc over the data frame, which has
+    stored_length bytes.
     """
 
     start: int
@@ -92,11 +124,36 @@ class Facts:
     summary: Summary
     crc: int
     stored_crc: int
+    is_late: bool = False
 
     @property
     def time(self) -> int:
-        """When the last byte of it was received, in ms since the epoch."""
+        """When the last byte of it was received, in ms since the epoch.
+
+        A frame without marks does not tell, and one that is late least of all.
+        """
         return self.marks[-1].time if self.marks else self.after
+
+    @property
+    def receipts(self) -> Iterator[Receipt]:
+        """The receipts that the marks tell of, in order."""
+        after = self.after
+        for mark in self.marks:
+            yield Receipt(mark.offset, mark.time, after)
+            if not self.is_late:
+                after = mark.time
+
+
+def receipt_of(frames: Sequence[Facts], offset: int) -> Receipt:
+    """Return the receipt of the byte before an offset, which is in some frames."""
+    found = Receipt(frames[0].start, frames[0].after, frames[0].after)
+    for frame in frames:
+        if offset <= frame.start:
+            break
+        for found in frame.receipts:
+            if found.offset >= offset:
+                return found
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +182,35 @@ def without_crc(payload: bytes, position: int) -> bytes:
 
 def pack_header(header: Header) -> bytes:
     """Return the content of a header frame."""
-    replid = header.replid.encode("ascii")
+    clock = header.clock or ClockDifference(0, 0)
     return _HEADER.pack(
-        _MAGIC, FORMAT_VERSION, replid, header.start, header.db, header.time
+        _MAGIC,
+        FORMAT_VERSION,
+        header.replid.encode("ascii"),
+        header.start,
+        header.db,
+        header.time,
+        0 if header.clock is None else _CLOCK_KNOWN,
+        clock.low,
+        clock.high,
     )
 
 
 def unpack_header(content: bytes) -> Header:
     """Read a header; SegmentError for what is none, or one of a later version."""
-    if len(content) < _HEADER.size or not content.startswith(_MAGIC):
+    if len(content) < _SHORTEST_HEADER or not content.startswith(_MAGIC):
         raise SegmentError("it is no segment of kvtape")
-    _, version, replid, start, db, time = _HEADER.unpack_from(content)
+    # What an older kvtape did not write is 0, which is: not known.
+    _, version, replid, start, db, time, flags, *clock = _HEADER.unpack_from(
+        content.ljust(_HEADER.size, b"\0")
+    )
     if version != FORMAT_VERSION:
         raise SegmentError(
             f"it has format version {version}, and this kvtape reads {FORMAT_VERSION}: "
             "use a newer kvtape"
         )
-    return Header(replid.decode("ascii", "replace"), start, db, time)
+    difference = ClockDifference(*clock) if flags & _CLOCK_KNOWN else None
+    return Header(replid.decode("ascii", "replace"), start, db, time, difference)
 
 
 def pack_ending(ending: Ending) -> bytes:
@@ -184,7 +253,7 @@ def pack_facts(facts: Facts) -> bytes:
         facts.db,
         summary.highest_db,
         summary.commands,
-        _LOST if summary.lost else 0,
+        (_LOST if summary.lost else 0) | (_LATE if facts.is_late else 0),
         0,
         len(facts.marks),
         len(summary.names),
@@ -232,4 +301,5 @@ def unpack_facts(content: bytes) -> Facts:
         summary=Summary(names, highest_db, commands, bool(flags & _LOST)),
         crc=crc,
         stored_crc=stored_crc,
+        is_late=bool(flags & _LATE),
     )

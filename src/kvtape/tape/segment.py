@@ -32,6 +32,7 @@ from kvtape.replication.tracker import Summary
 from kvtape.tape import facts as layout
 from kvtape.tape.facts import (
     FORMAT_VERSION,
+    ClockDifference,
     Ending,
     Facts,
     Header,
@@ -44,6 +45,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_FRAME",
     "NEED_DATA",
+    "ClockDifference",
     "Ending",
     "Facts",
     "Frame",
@@ -128,6 +130,7 @@ class Writer:
         self.db = header.db
         self.first: int | None = None  # time of the first receipt, in ms
         self.last = header.time
+        self.late_since: int | None = None  # if what came last is late
         self.frames = 0
         self._compressors = [
             zstandard.ZstdCompressor(level=level, write_checksum=True)
@@ -152,9 +155,12 @@ class Writer:
         boundary: int,
         db: int,
         summary: Summary,
+        late_since: int | None = None,
     ) -> bytes:
         """Return the facts and the data frame for the next bytes of the stream.
 
+        late_since is a time (ms): any of them may have been written right after it, if
+        it is not None, whatever the marks say.
         Any summary and any number of marks will do: what the facts have no room for is
         left out in a way that makes them coarser, and never wrong.
         """
@@ -165,11 +171,13 @@ class Writer:
             stored_length=len(stored),
             boundary=boundary,
             db=db,
-            after=self.last,
+            # In a late frame there may be bytes of before the lateness, too.
+            after=self.last if late_since is None else min(late_since, self.last),
             marks=layout.fitting_marks(marks),
             summary=layout.fitting_summary(summary),
             crc=crc64.calc(data),
             stored_crc=crc64.calc(stored),
+            is_late=late_since is not None,
         )
         own = self._own_frame(FACTS, layout.pack_facts(facts))
         self.adopt(facts)
@@ -182,8 +190,10 @@ class Writer:
         self._shrinks = facts.stored_length < _HARDLY * length
         self.end, self.boundary, self.db = facts.end, facts.boundary, facts.db
         if self.first is None:
-            self.first = facts.marks[0].time if facts.marks else facts.after
-        self.last = facts.time
+            self.first = facts.marks[0].time if facts.marks else self.last
+        # Where there are no marks, nothing is known but that it came later.
+        self.last = max(self.last, facts.time)
+        self.late_since = facts.after if facts.is_late else None
         self.frames += 1
 
     def adopt_own_frame(self, stored_length: int) -> None:

@@ -32,8 +32,9 @@ from kvtape.record.spooling.recorder import Recorder
 from kvtape.record.uploading.stored import Stored, stored_before
 from kvtape.replication.replica import LinkError
 from kvtape.server.info import ServerInfo
-from kvtape.storage.reader import Boundary, find_boundary
+from kvtape.storage.reader import find_boundary
 from kvtape.storage.repository import SourceFolder
+from kvtape.storage.segments import Boundary
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import LocalStore
 from kvtape.tape.catalogue import Catalogue
@@ -228,4 +229,4 @@ class Rewinder:
 
 
 def _position(replid: str, at: Boundary) -> Position:
-    return Position(replid, at.offset, at.offset, at.db, at.time)
+    return Position(replid, at.offset, at.offset, at.db, at.time, late_since=at.since)

@@ -19,7 +19,8 @@ class Position:
 
     offset is the end of what is stored, boundary the last one at or before it, db the
     database selected at that boundary, time that of the last receipt (ms), unfinished
-    the frames that hold what is stored from the boundary on.
+    the frames that hold what is stored from the boundary on. What follows may have been
+    written right after late_since (ms), or after time if that is None.
     """
 
     replid: str
@@ -28,6 +29,7 @@ class Position:
     db: int
     time: int
     unfinished: tuple[segment.Frame, ...] = ()
+    late_since: int | None = None
 
 
 def recover(spool: Spool) -> Position | None:
@@ -49,6 +51,7 @@ def recover(spool: Spool) -> Position | None:
         writer.db,
         writer.last,
         tuple(unfinished),
+        writer.late_since,
     )
 
 
@@ -62,8 +65,7 @@ def spooled_position(folder: SourceFolder, spool: Spool) -> Position | None:
     newest = max(segments, key=lambda name: (name.last, name.end), default=None)
     if newest is None:
         return None
-    db = _db_at_end(_read(folder, spool, newest.path), newest)
-    return Position(newest.replid, newest.end, newest.end, db, newest.last)
+    return _position_behind(newest, folder, spool)
 
 
 def stored_catalogue(folder: SourceFolder, spool: Spool) -> Catalogue:
@@ -110,11 +112,14 @@ def position_at(
 ) -> Position:
     """Return where a history goes on behind the last that is stored of it."""
     if isinstance(tip, SegmentName):
-        db = _db_at_end(_read(folder, spool, tip.path), tip)
-        return Position(tip.replid, tip.end, tip.end, db, tip.last)
+        return _position_behind(tip, folder, spool)
     manifest = next(s.manifest for s in stored.snapshots if s.name == tip)
     db = NO_DB if manifest.db is None else manifest.db
-    return Position(tip.replid, tip.offset, tip.offset, db, tip.time)
+    # One that came from elsewhere may have reached its offset long before its time.
+    segments = stored.segments.get(tip.replid, [])
+    before = max((s.last for s in segments if s.end <= tip.offset), default=tip.time)
+    since = min(before, tip.time)
+    return Position(tip.replid, tip.offset, tip.offset, db, tip.time, late_since=since)
 
 
 def root(stored: Catalogue, position: Position, spool: Spool) -> tuple[bool, int]:
@@ -144,12 +149,18 @@ def last_restorable(stored: Catalogue) -> Position | None:
     return Position(last.replid, last.end, last.end, NO_DB, last.end_time)
 
 
-def _db_at_end(content: bytes, name: SegmentName) -> int:
+def _position_behind(name: SegmentName, folder: SourceFolder, spool: Spool) -> Position:
+    """Return where a history goes on behind a segment that is stored or queued."""
     parser = segment.Parser()
-    parser.receive_data(content)
+    parser.receive_data(_read(folder, spool, name.path))
+    late_since = None
     while (part := parser.next_part()) is not segment.NEED_DATA:
+        if isinstance(part, segment.Frame):
+            late_since = part.facts.after if part.facts.is_late else None
         if isinstance(part, segment.Ending):
-            return part.db
+            return Position(
+                name.replid, name.end, name.end, part.db, name.last, (), late_since
+            )
     raise segment.SegmentError(f"{name.path} has no ending")
 
 
