@@ -20,7 +20,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from faulty_disk import FaultyDisk
-from kvtape.record.spooling.position import Position, recover
+from kvtape.record.spooling.position import Position, recover, spooled_position
 from kvtape.record.spooling.recorder import (
     MOST_PENDING,
     PROOF_OF_LIFE,
@@ -30,9 +30,19 @@ from kvtape.record.spooling.recorder import (
 from kvtape.record.spooling.stretch import MARK_RESOLUTION
 from kvtape.replication.tracker import NO_DB
 from kvtape.signal import Signal
+from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import Spool
+from kvtape.storage.store import LocalStore
 from kvtape.tape.names import SegmentName, parse
-from kvtape.tape.segment import MAX_FRAME, NEED_DATA, Facts, Frame, Header, Parser
+from kvtape.tape.segment import (
+    MAX_FRAME,
+    NEED_DATA,
+    ClockDifference,
+    Facts,
+    Frame,
+    Header,
+    Parser,
+)
 from small_disk import small_disk
 from tapes import command, stream_of
 
@@ -431,6 +441,7 @@ async def test_marks_never_claim_that_a_byte_came_earlier_than_it_did(
     rng, stream, time = random.Random(1), SET * 500, TIME
     receipts: dict[int, int] = {}  # when each byte came
     recorder = new_recorder(spool, Limits(segment_size=3000))
+    recorder.catch_up()
     async with running(recorder):
         while (done := len(receipts)) < len(stream):
             piece = stream[done : done + rng.randrange(1, 60)]
@@ -453,6 +464,135 @@ async def test_marks_never_claim_that_a_byte_came_earlier_than_it_did(
         for one, next_but_one in zip(facts.marks, facts.marks[2:], strict=False):
             assert next_but_one.time - one.time > MARK_RESOLUTION
         before = facts.marks[-1].time
+
+
+# What may be older than it looks.
+
+
+async def test_what_is_received_is_late_until_it_is_said_that_we_are_abreast(
+    spool: Spool, mock_clock: MockClock
+) -> None:
+    recorder = new_recorder(spool)
+    assert recorder.late_since == TIME
+    async with running(recorder):
+        recorder.receive(SET, TIME + 3_600_000)
+        await flush(recorder, mock_clock)
+        recorder.receive(SET + SET[:9], TIME + 3_600_500)
+        recorder.catch_up()
+        assert recorder.late_since is None
+        await flush_whole(recorder, mock_clock, 2 * len(SET))
+        # It began to come while we were behind.
+        recorder.receive(SET[9:], TIME + 3_601_000)
+        await flush(recorder, mock_clock)
+        recorder.receive(SET, TIME + 3_602_000)
+        await flush(recorder, mock_clock)
+    assert lateness(spool) == [
+        (True, TIME),
+        (True, TIME),
+        (True, TIME),
+        (False, TIME + 3_601_000),
+    ]
+
+
+async def test_what_waits_for_the_disk_is_late_if_it_came_after_the_last_good_moment(
+    spool: Spool, mock_clock: MockClock
+) -> None:
+    recorder = new_recorder(spool)
+    recorder.catch_up()
+    async with running(recorder):
+        recorder.receive(SET, TIME + 1000)
+        await flush(recorder, mock_clock)
+        recorder.receive(SET, TIME + 2000)
+        recorder.fall_behind(TIME + 2000)
+        # In one frame with what came in time, which was written before.
+        recorder.receive(SET, TIME + 9000)
+        await flush(recorder, mock_clock)
+        recorder.receive(SET, TIME + 9500)
+        await flush(recorder, mock_clock)
+        recorder.catch_up()
+        recorder.receive(SET, TIME + 9600)
+        recorder.receive(SET, TIME + 9700)
+        recorder.fall_behind(TIME + 9600)
+        await flush(recorder, mock_clock)
+    assert lateness(spool) == [
+        (False, TIME),
+        (True, TIME + 1000),
+        (True, TIME + 2000),
+        (True, TIME + 9500),
+    ]
+
+
+async def test_two_pauses_within_one_command_are_one_lateness(
+    spool: Spool, mock_clock: MockClock
+) -> None:
+    recorder = new_recorder(spool)
+    recorder.catch_up()
+    async with running(recorder):
+        recorder.fall_behind(TIME)
+        recorder.receive(SET[:9], TIME + 1000)
+        recorder.catch_up()
+        recorder.fall_behind(TIME + 1000)
+        recorder.receive(SET[9:], TIME + 2000)
+        recorder.catch_up()
+        await flush(recorder, mock_clock)
+        recorder.fall_behind(TIME + 2000)
+        recorder.receive(SET, TIME + 3000)
+        await flush(recorder, mock_clock)
+    assert lateness(spool) == [(True, TIME), (True, TIME + 2000)]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+async def test_what_was_late_when_it_ended_is_late_since_then_after_a_restart(
+    tmp_path: Path, mock_clock: MockClock, *, is_sealed: bool
+) -> None:
+    with closing(opened(tmp_path)) as spool, trio.CancelScope() as crash:
+        recorder = new_recorder(spool)
+        async with running(recorder):
+            recorder.receive(SET, TIME + 5000)
+            await flush(recorder, mock_clock)
+            if is_sealed:
+                await recorder.settle()
+                end = recorder.end
+                assert end is not None
+                assert (end.time, end.late_since) == (TIME + 5000, TIME)
+                recorder.follow(end)
+                assert recorder.late_since == TIME
+            crash.cancel()
+            await trio.lowlevel.checkpoint()
+    with closing(opened(tmp_path)) as spool:
+        position = recover(spool)
+        if is_sealed:
+            folder = SourceFolder(LocalStore(tmp_path / "repo"), "source")
+            position = spooled_position(folder, spool)
+        assert position is not None
+        assert (position.time, position.late_since) == (TIME + 5000, TIME)
+        assert new_recorder(spool, position=position).late_since == TIME
+
+
+async def test_a_segment_says_how_far_the_primarys_clock_was_ahead_when_it_began(
+    spool: Spool,
+) -> None:
+    recorder = new_recorder(spool)
+    async with running(recorder):
+        for clock in (None, ClockDifference(-3, 4)):
+            recorder.receive(SET, TIME)
+            recorder.server_clock = clock
+            await recorder.settle()
+    clocks = [
+        header.clock for name in segments(spool) for header in headers_of(spool, name)
+    ]
+    assert clocks == [None, ClockDifference(-3, 4)]
+
+
+def lateness(spool: Spool) -> list[tuple[bool, int]]:
+    return [(facts.is_late, facts.after) for facts in all_facts(spool)]
+
+
+async def flush_whole(recorder: Recorder, clock: MockClock, length: int) -> None:
+    """Let time pass until so much of the stream is durable."""
+    while recorder.durable < START + length:
+        clock.jump(0.25)
+        await recorder.written.wait()
 
 
 async def test_of_a_stretch_that_took_for_ever_there_are_as_many_marks_as_fit(
@@ -678,7 +818,7 @@ async def test_a_fork_goes_on_under_another_name_from_the_last_boundary(
         assert await recorder.settle()
         fork = recorder.fork(OTHER)
         boundary = START + len(SELECT + SET)
-        assert fork == Position(OTHER, boundary, boundary, 3, TIME)
+        assert fork == Position(OTHER, boundary, boundary, 3, TIME, (), TIME)
         assert recorder.position == (OTHER, boundary + 7)
         recorder.receive(SET[7:], TIME + 1)
     assert stream_of(queue_of(spool), REPLID) == (START, SELECT + SET)

@@ -216,9 +216,7 @@ def test_a_segment_at_the_epoch_keeps_its_times() -> None:
     assert (ending.first, ending.last) == (0, 5)
 
 
-def test_a_late_frame_says_since_when_and_the_one_behind_it_goes_on_from_its_marks() -> (
-    None
-):
+def test_a_late_frame_says_since_when_and_the_next_goes_on_from_its_marks() -> None:
     pieces = [
         Piece(b"a", ((1, 10),)),
         Piece(b"b", ((1, 3_600_000),), late_since=HEADER.time + 10),

@@ -148,7 +148,7 @@ class Writer:
         """Return what the file begins with."""
         return self._own_frame(HEADER, layout.pack_header(self.header))
 
-    def frame(
+    def frame(  # noqa: PLR0913 each is a fact of its own
         self,
         data: bytes,
         marks: Sequence[Mark],

@@ -17,7 +17,7 @@ server costs nothing and a dead recorder is still told from it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -26,7 +26,7 @@ from kvtape.record.spooling.stretch import MARK_RESOLUTION, Stretch, frames
 from kvtape.replication.tracker import Summary, Tracker
 from kvtape.signal import Signal
 from kvtape.storage.spool import Spool
-from kvtape.tape.segment import MAX_FRAME, Header, Mark
+from kvtape.tape.segment import MAX_FRAME, ClockDifference, Header, Mark
 
 # So many bytes may wait for a disk that stalls before the primary has to keep them: at
 # 10 MB/s, 1.5 s. As many may be on their way to the disk; with both, the whole program
@@ -69,6 +69,10 @@ class Recorder:
 
     heard is when the newest byte of the stream was received, and unsealed when the
     first write of the open segment was, which holds none if it is None (ms).
+
+    What is received is late, from each follow() on, until it is said that we are abreast
+    of the primary: catch_up(). late_since is then what it may have been written right
+    after (ms). server_clock is how far the primary's clock is ahead, for the headers.
     """
 
     def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
@@ -78,6 +82,7 @@ class Recorder:
         self.lost_because: str | None = None
         self.heard = 0
         self.unsealed: int | None = None
+        self.server_clock: ClockDifference | None = None
         self.asked = Signal()
         self.ack_due = Signal()
         self.written = Signal()
@@ -93,6 +98,8 @@ class Recorder:
         self._marks: list[Mark] = []
         self._stamped = -math.inf  # the first receipt that the last mark stands for
         self._seen_early = Summary()  # of commands in carry
+        self._late_since = 0
+        self._late_until = math.inf  # the offset that the lateness ends at
         self._changed = Signal()
         self._has_getack = False
         self._is_held = False
@@ -125,6 +132,11 @@ class Recorder:
         """Whether the receiver has to wait until something is written."""
         return self._batch.size + self._carried >= MOST_PENDING
 
+    @property
+    def late_since(self) -> int | None:
+        """What is received now may have been written right after it; None: abreast."""
+        return self._late_since if self._late_until == math.inf else None
+
     # What the link calls.
 
     def follow(self, position: Position) -> None:
@@ -145,6 +157,9 @@ class Recorder:
         self._end = position
         self._is_synced = True
         self.heard, self.unsealed = position.time, None
+        since = position.late_since
+        self._late_since = position.time if since is None else since
+        self._late_until = math.inf
         if self._spool.segment is None:
             self._sealed = position
             self._segment_begun = math.inf
@@ -157,6 +172,29 @@ class Recorder:
             self._segment_begun, self._segment_is_idle = -math.inf, False
             self.unsealed = header.time
         self._changed.fire()
+
+    def fall_behind(self, since: int) -> None:
+        """Take what was received after since (ms), and what will be, for late.
+
+        Call it before what came late is received: what is being written is not changed.
+        """
+        if self._cut < self._late_until:
+            # Something late is not written yet, and one frame may have some of both.
+            since = min(since, self._late_since)
+        self._late_since, self._late_until = since, math.inf
+        for stretch in self._batch.stretches:
+            if any(mark.time > since for mark in stretch.marks):
+                known = stretch.late_since
+                stretch.late_since = since if known is None else min(known, since)
+
+    def catch_up(self) -> None:
+        """Say that what is received from now on is written at this time."""
+        self._late_until = min(self._late_until, self.received)
+
+    async def until_received(self, offset: int) -> None:
+        """Wait until the stream has come up to an offset."""
+        while self.received < offset:
+            await self._changed.wait()
 
     def receive(self, data: bytes, time: int) -> None:
         """Take the next bytes of the stream, received at time (ms)."""
@@ -205,7 +243,12 @@ class Recorder:
             self._batch_begun = trio.current_time()
         batch.stretches.append(
             Stretch(
-                whole[:length], marks, self._tracker.boundary, self._tracker.db, summary
+                whole[:length],
+                marks,
+                self._tracker.boundary,
+                self._tracker.db,
+                summary,
+                self._late_since if self._cut < self._late_until else None,
             )
         )
         batch.size += length
@@ -222,7 +265,7 @@ class Recorder:
         """
         end = self._end
         self.replid = replid
-        self._end = Position(replid, end.offset, end.boundary, end.db, end.time)
+        self._end = replace(end, replid=replid, unfinished=())
         self._sealed = self._end
         return self._end
 
@@ -373,7 +416,8 @@ class Recorder:
         spool, end = self._spool, self._end
         segment = spool.segment
         if segment is None:
-            header = Header(end.replid, end.offset, end.db, end.time)
+            clock = self.server_clock
+            header = Header(end.replid, end.offset, end.db, end.time, clock)
             segment = spool.begin_segment(header)
             self._segment_begun = now
             self._segment_is_idle = True
@@ -385,6 +429,7 @@ class Recorder:
                 stretch.boundary,
                 stretch.db,
                 stretch.summary,
+                stretch.late_since,
             )
         )
         idle = stretch.summary.is_idle
@@ -392,7 +437,12 @@ class Recorder:
         if self.unsealed is None and not idle:
             self.unsealed = stretch.marks[0].time if stretch.marks else end.time
         self._end = Position(
-            end.replid, writer.end, writer.boundary, writer.db, writer.last
+            end.replid,
+            writer.end,
+            writer.boundary,
+            writer.db,
+            writer.last,
+            late_since=writer.late_since,
         )
 
     def _seal_if_due(self, now: float, must_seal: bool) -> None:

@@ -23,13 +23,17 @@ _MOST_MARKS = 0xFFFF
 
 @dataclass(slots=True)
 class Stretch:
-    """Received bytes that go into one frame together, and the facts about them."""
+    """Received bytes that go into one frame together, and the facts about them.
+
+    If late_since (ms) is not None, any of them may have been written right after it.
+    """
 
     data: bytes
     marks: list[Mark]
     boundary: int
     db: int
     summary: Summary
+    late_since: int | None = None
 
 
 def frames(stretches: list[Stretch]) -> Iterator[Stretch]:
@@ -56,7 +60,9 @@ def _join(stretches: list[Stretch]) -> Stretch:
     while len(thin := _thinned(marks, resolution)) > _MOST_MARKS:
         resolution *= 2
     last = stretches[-1]
-    return Stretch(data, thin, last.boundary, last.db, summary)
+    late = [stretch.late_since for stretch in stretches]
+    late_since = min((since for since in late if since is not None), default=None)
+    return Stretch(data, thin, last.boundary, last.db, summary, late_since)
 
 
 def _thinned(marks: list[Mark], resolution: int) -> list[Mark]:
