@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kvtape.server.client import Client, ReplyError
 from kvtape.server.url import format_address
 from kvtape.tape.documents import Server
+from kvtape.tape.facts import ClockDifference
 
 # The settings by which a primary gives a replica up, kept with the fields of INFO.
 LINK_LIMITS = ("client-output-buffer-limit", "repl-timeout")
@@ -53,6 +54,18 @@ class ServerInfo:
     def offset(self) -> int | None:
         """How long its stream is: what a replica would have to have."""
         return self.number("master_repl_offset")
+
+    def clock_ahead(self, before: int, after: int) -> ClockDifference | None:
+        """Return how far its clock is ahead, given ours before and after asking (ms).
+
+        None if it does not tell, and for a replica, whose clock decides nothing. All
+        servers update the time that they show before each command: server.c:call.
+        """
+        micros = self.number("server_time_usec")
+        if micros is None or self.server.role != "primary":
+            return None
+        # Ours are cut to whole ms, so each may be later than it says by less than one.
+        return ClockDifference(micros // 1000 - after - 1, -(-micros // 1000) - before)
 
     @property
     def has_backlog(self) -> bool:

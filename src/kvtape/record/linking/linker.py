@@ -12,7 +12,8 @@ password was changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -30,6 +31,7 @@ from kvtape.record.histories.commits import Commits
 from kvtape.record.histories.identity import Identity
 from kvtape.record.histories.resyncs import FullResyncs
 from kvtape.record.histories.rewind import Rewinder
+from kvtape.record.linking.abreast import Ask
 from kvtape.record.linking.breaks import Breaks
 from kvtape.record.linking.session import Session
 from kvtape.record.options import RecordOptions
@@ -152,12 +154,13 @@ class Linker:
             await self._link_to(url)
 
     async def _link_to(self, url: ServerUrl) -> None:
-        recorder = self.recorder
+        recorder, asked = self.recorder, self.clock.now()
         info = await ask_server(url)
+        recorder.server_clock = info.clock_ahead(asked, self.clock.now())
         self._explain(info)
         has_endpoint = self.announced != HIDDEN
         ack = choose_ack(self.options.ack, info, url.address, has_endpoint=has_endpoint)
-        info = self._info = await self._prepare(url, info)
+        info = self._info = await self._prepare(url, info, asked)
         self.commits.attach(info, self.identity.address, self.clock.now())
         async with await connect(url) as stream:
             self.peer = peer_of(stream, url)
@@ -184,8 +187,21 @@ class Linker:
                 before_fork=self._ask_for_fork,
                 must_fork=self.rewinder.must_fork,
                 why_again="reconnect" if self._has_linked else "start",
+                ask=None if info.offset is None else self._asking(url, self.peer),
             )
             await self.session.run()
+
+    @staticmethod
+    def _asking(url: ServerUrl, peer: tuple[str, int]) -> Ask:
+        """Return what connects to the very server that a link leads to.
+
+        Its name may have several addresses.
+        """
+        host, port = peer
+        tls = url.tls
+        if tls is not None:
+            tls = replace(tls, server_name=tls.server_name or url.host)
+        return partial(open_client, replace(url, host=host, port=port, tls=tls))
 
     def _linked(self) -> None:
         self._has_linked = True
@@ -243,12 +259,17 @@ class Linker:
 
     # Full resyncs.
 
-    async def _prepare(self, url: ServerUrl, info: ServerInfo) -> ServerInfo:
-        """Have the recorder stand where the link is to begin; return the last INFO."""
+    async def _prepare(
+        self, url: ServerUrl, info: ServerInfo, asked: int
+    ) -> ServerInfo:
+        """Have the recorder stand where the link is to begin; return the last INFO.
+
+        asked is when the server was asked for the one that there is (ms).
+        """
         if self.seeder is not None:
             await self._can_continue(info)  # goes back, and looks whom it has before it
             self.commits.attach(info, self.identity.address, self.clock.now())
-            if await self.seeder.join(info, url.address):
+            if await self.seeder.join(info, url.address, asked):
                 return info
         return await self._respect_limit(url, info)
 

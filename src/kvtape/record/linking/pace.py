@@ -14,7 +14,7 @@ from contextlib import contextmanager
 _RECENT = 60.0
 
 
-def _clock() -> float:
+def steady_clock() -> float:
     """Return a time that goes on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
@@ -22,7 +22,7 @@ def _clock() -> float:
 class Pace:
     """The pauses of one link, in seconds. beat() is to be called every second or so."""
 
-    def __init__(self, clock: Callable[[], float] = _clock) -> None:
+    def __init__(self, clock: Callable[[], float] = steady_clock) -> None:
         self._clock = clock
         self._begun = self._beat = clock()
         self._unread_since: float | None = None

@@ -2,7 +2,8 @@
 
 The loop is: read the socket, give the bytes to the protocol, act on each event. Beside
 it, a heartbeat tells the primary every second that we are alive; it never depends on
-how busy the disk is. While a snapshot is being completed the stream already flows; it
+how busy the disk is. Another task finds out whether what comes is new, or was written
+long ago. While a snapshot is being completed the stream already flows; it
 is kept in memory, and written when its snapshot is durable.
 """
 
@@ -24,6 +25,7 @@ from kvtape.record.events import (
     tell,
 )
 from kvtape.record.histories.commits import Commits
+from kvtape.record.linking.abreast import Abreast, Ask
 from kvtape.record.linking.pace import Pace
 from kvtape.record.spooling.clock import ReceiptClock
 from kvtape.record.spooling.position import Position
@@ -93,6 +95,7 @@ class Session:
     before_fork: Callable[[str], Awaitable[None]] = _nothing_to_ask
     must_fork: bool = False  # it continues from where a new history has to begin
     why_again: PartialReason = "start"  # why this link was made
+    ask: Ask | None = None  # the server, over another connection, if it tells
     progress: Progress = field(default_factory=Progress)
     pace: Pace = field(default_factory=Pace)
     was_cut: bool = False  # the primary or the network ended the link
@@ -101,8 +104,14 @@ class Session:
     _snapshot: SnapshotReceiver | None = None
     _storing: trio.CancelScope = field(default_factory=trio.CancelScope)
     _before: Position | None = None  # where recording stood before the snapshot
+    _heard: int = 0  # when the primary said something last (ms)
+    _since: int = 0  # the same, before it announced the snapshot
     _eager: int = 0
+    _abreast: Abreast = field(init=False)
     _nursery: trio.Nursery = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._abreast = Abreast(self.recorder, self.clock, self.ask)
 
     @property
     def is_online(self) -> bool:
@@ -124,11 +133,14 @@ class Session:
                 self._snapshot.drop()
 
     async def _read(self) -> None:
-        recorder, replica = self.recorder, self.replica
+        recorder, replica, abreast = self.recorder, self.replica, self._abreast
+        self._heard = self.clock.now()
         while True:
             self.spool.require_room()
             await self._send()
+            abreast.listen()
             data = await self._receive()
+            abreast.hear(leaves_some=len(data) == _RECEIVE)
             now = self.clock.now()
             if not data:
                 self.was_cut = True
@@ -136,7 +148,9 @@ class Session:
             replica.receive_data(data)
             while (event := replica.next_event()) is not NEED_DATA:
                 await self._act(event, now)
+            self._heard = now
             while recorder.is_full:
+                abreast.stall()
                 with self.pace.not_reading():
                     await recorder.written.wait()
 
@@ -226,7 +240,7 @@ class Session:
             case Continue(replid):
                 await self._continue(replid)
                 self.on_link()
-                self.progress.phase = "streaming"
+                self._begin_stream()
             case FullResync():
                 await self._begin_snapshot(event, now)
             case SnapshotStart(length):
@@ -234,7 +248,13 @@ class Session:
                 self.progress.snapshot_length = length
             case SnapshotEnd():
                 self._end_snapshot()
-                self.progress.phase = "streaming"
+                self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        """Have what follows an interruption told from what is new."""
+        self.progress.phase = "streaming"
+        self._abreast.begin()
+        self._nursery.start_soon(self._abreast.run)
 
     def _announced(self) -> SnapshotReceiver:
         if self._snapshot is None:
@@ -267,6 +287,7 @@ class Session:
         self.queued.fire()
 
     async def _begin_snapshot(self, announced: FullResync, now: int) -> None:
+        self._since = self._heard
         tell(FullResyncBegun(announced.replid, announced.offset, self._why(announced)))
         await trio.to_thread.run_sync(self.on_full_resync, announced, now)
         self.on_link()
@@ -292,7 +313,14 @@ class Session:
         self.uploader.stored.go_back(name.replid, name.offset)
         recorder.hold()
         recorder.follow(
-            Position(name.replid, name.offset, name.offset, snapshot.db, name.time)
+            Position(
+                name.replid,
+                name.offset,
+                name.offset,
+                snapshot.db,
+                name.time,
+                late_since=self._since,
+            )
         )
         self._eager = _EAGER_TIMES
         recorder.ack_due.fire()

@@ -59,7 +59,8 @@ class FileOrigin:
         replid, offset = head.announced.replid, head.announced.offset
         require_reach(info, replid, offset, address)
         time = now if head.created is None else min(head.created, now)
-        return Position(replid, offset, offset, head.db, time)
+        # What follows it is as old as the file, by another clock than ours.
+        return Position(replid, offset, offset, head.db, time, late_since=0)
 
     def leads_to(self, replid: str, since: int) -> bool:
         """Whether the stream of a history since an offset goes on from it. Blocks."""

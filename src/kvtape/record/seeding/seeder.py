@@ -97,11 +97,12 @@ class Seeder:
 
     # What the linker calls.
 
-    async def join(self, info: ServerInfo, address: str) -> bool:
+    async def join(self, info: ServerInfo, address: str, asked: int) -> bool:
         """Stand where the primary's stream can go on from.
 
-        Return False where the primary may be asked for a full resync instead. JoinError
-        if its stream cannot be joined.
+        info is what it said of itself when it was asked, at that time (ms). Return
+        False where the primary may be asked for a full resync instead. JoinError if its
+        stream cannot be joined.
         """
         require_info(info, address)
         self._server = info.server
@@ -118,6 +119,8 @@ class Seeder:
         start = await trio.to_thread.run_sync(
             self.origin.start, info, address, self.clock.now()
         )
+        if start.late_since is None:
+            start = replace(start, late_since=asked)
         await self._stand_at(start)
         return True
 

@@ -70,9 +70,10 @@ class Recorder:
     heard is when the newest byte of the stream was received, and unsealed when the
     first write of the open segment was, which holds none if it is None (ms).
 
-    What is received is late, from each follow() on, until it is said that we are abreast
-    of the primary: catch_up(). late_since is then what it may have been written right
-    after (ms). server_clock is how far the primary's clock is ahead, for the headers.
+    What is received is late, from each follow() on, until it is said that we are
+    abreast of the primary: catch_up(). late_since is then what it may have been written
+    right after (ms). server_clock is how far the primary's clock is ahead, for the
+    headers.
     """
 
     def __init__(self, spool: Spool, limits: Limits, queued: Signal) -> None:
@@ -178,6 +179,8 @@ class Recorder:
 
         Call it before what came late is received: what is being written is not changed.
         """
+        if self._late_until == math.inf and since >= self._late_since:
+            return
         if self._cut < self._late_until:
             # Something late is not written yet, and one frame may have some of both.
             since = min(since, self._late_since)
