@@ -171,6 +171,15 @@ def _find_otherwise(words: Words) -> Command | None:
     return subcommands.get(words[1].upper()) if len(words) > 1 else None
 
 
+def named(name: bytes) -> Sequence[Command]:
+    """Return the entries of all commands of this first word, in any case."""
+    upper = name.upper()
+    if upper in _SUBCOMMANDS:
+        return tuple(_SUBCOMMANDS[upper].values())
+    command = _COMMANDS.get(upper)
+    return () if command is None else (command,)
+
+
 def names() -> Sequence[str]:
     """Return the names of all commands, in upper case and sorted."""
     return _NAMES

@@ -66,8 +66,7 @@ def orphans(catalogue: Catalogue) -> list[Orphan]:
     """Return everything recorded that went lost, each byte once, as it was forked."""
     found = []
     for family in _families(catalogue):
-        survivor = max(family, key=lambda replid: _recency(catalogue, replid))
-        story = catalogue.lineage(survivor)
+        story = _story(catalogue, family)
         # What is accounted for of each history: first of all what the story came by.
         told: dict[str, list[Span]] = {
             part.replid: [(part.start or 0, _FAR if part.end is None else part.end)]
@@ -79,6 +78,14 @@ def orphans(catalogue: Catalogue) -> list[Orphan]:
             if slices:
                 found.append(_orphan(catalogue, story, lineage, slices))
     return sorted(found, key=lambda orphan: (orphan.time, orphan.fork))
+
+
+def stories(catalogue: Catalogue) -> list[tuple[Part, ...]]:
+    """Return what went on: the story of each tree, the oldest first.
+
+    Between two of them lies a full resync that nobody knows the parent of.
+    """
+    return [_story(catalogue, family) for family in _families(catalogue)]
 
 
 def unknown(catalogue: Catalogue) -> list[Unknown]:
@@ -107,6 +114,11 @@ def _families(catalogue: Catalogue) -> list[list[str]]:
         root = catalogue.lineage(replid)[0].replid
         families.setdefault(root, []).append(replid)
     return list(families.values())
+
+
+def _story(catalogue: Catalogue, family: list[str]) -> tuple[Part, ...]:
+    survivor = max(family, key=lambda replid: _recency(catalogue, replid))
+    return catalogue.lineage(survivor)
 
 
 def _recency(catalogue: Catalogue, replid: str) -> tuple[int, int]:

@@ -66,14 +66,15 @@ def choose(catalogue: Catalogue, point: Point) -> Plan:
 
 
 def _to_offset(catalogue: Catalogue, prefix: str, offset: int) -> Plan:
-    replid = _history(catalogue, prefix)
+    replid = history_named(catalogue, prefix)
     plan = _find(catalogue, replid, offset)
     if plan is None:
         raise _not_restorable(catalogue, replid, offset, f"{prefix}:")
     return plan
 
 
-def _history(catalogue: Catalogue, prefix: str) -> str:
+def history_named(catalogue: Catalogue, prefix: str) -> str:
+    """Return the history whose name begins so; UsageError if it could be several."""
     found = [replid for replid in catalogue.histories if replid.startswith(prefix)]
     if len(found) == 1:
         return found[0]

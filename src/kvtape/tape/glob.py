@@ -1,0 +1,148 @@
+"""Patterns of keys, as KEYS and SCAN take them, and where to look for their matches.
+
+The rules are the servers' (util.c:stringmatchlen): `*`, `?`, `[abc]`, `[^abc]`,
+`[a-z]`, and a backslash before what is meant literally. Servers take whatever they are
+given, as an unclosed bracket; here that is an error, since an audit that finds nothing
+must not be one that was asked wrongly.
+
+Every pattern but one of only wildcards has a literal part. A stream that does not hold
+that part holds no match, and to look for it costs a tenth of reading the commands. What
+is looked for is longer than the part where the pattern begins or ends with it: a word
+stands between two line ends.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kvtape.errors import UsageError
+
+_CRLF = b"\r\n"
+_ANY = b".*"
+
+# One place of a pattern: the byte that must stand there, or the expression for others.
+_Place: TypeAlias = int | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A pattern. needle is part of any stream that holds a match; it may be empty."""
+
+    pattern: bytes
+    expression: re.Pattern[bytes]
+    needle: bytes
+    is_exact: bool
+
+    def matches(self, key: bytes) -> bool:
+        """Whether a key is one of those that the pattern means."""
+        return self.expression.fullmatch(key) is not None
+
+
+def parse_glob(pattern: bytes) -> Glob:
+    """Read a pattern; UsageError for what is none."""
+    places = _places(pattern)
+    is_exact = all(isinstance(place, int) for place in places)
+    return Glob(pattern, _expression(places), _needle(places), is_exact)
+
+
+def exactly(key: bytes) -> Glob:
+    """Return the pattern of one key and no other."""
+    framed = b"$%d\r\n%s\r\n" % (len(key), key)
+    return Glob(key, re.compile(re.escape(key), re.DOTALL), framed, is_exact=True)
+
+
+def _expression(places: list[_Place]) -> re.Pattern[bytes]:
+    """Return the expression; its time is proportional to the key, whatever it is."""
+    runs = [b""]
+    for place in places:
+        if place == _ANY:
+            runs.append(b"")
+        else:
+            runs[-1] += re.escape(bytes([place])) if isinstance(place, int) else place
+    first, *others = runs
+    if not others:
+        return re.compile(first, re.DOTALL)
+    *between, last = others
+    if len(between) == 1 and not last:
+        # Twice as fast, and what is most asked for: *part*.
+        return re.compile(first + _ANY + between[0] + _ANY, re.DOTALL)
+    # Of what stands between two stars the first place found is as good as any later
+    # one, so there is no need to come back to it.
+    middle = b"".join(b"(?>.*?%s)" % run for run in between)
+    return re.compile(first + middle + _ANY + last, re.DOTALL)
+
+
+def _needle(places: list[_Place]) -> bytes:
+    runs: list[bytes] = []
+    run = _CRLF  # what stands before a word
+    for place in places:
+        if isinstance(place, int):
+            run += bytes([place])
+        else:
+            runs.append(run)
+            run = b""
+    if not runs:
+        return exactly(run.removeprefix(_CRLF)).needle
+    runs.append(run + _CRLF)
+    # Line ends alone are everywhere.
+    return max((run for run in runs if run != _CRLF), key=len, default=b"")
+
+
+def _places(pattern: bytes) -> list[_Place]:
+    places: list[_Place] = []
+    at = 0
+    while at < len(pattern):
+        byte = pattern[at : at + 1]
+        if byte == b"*":
+            if places[-1:] != [_ANY]:
+                places.append(_ANY)
+        elif byte == b"?":
+            places.append(b".")
+        elif byte == b"[":
+            expression, at = _set(pattern, at)
+            places.append(expression)
+        else:
+            if byte == b"\\":
+                at += 1
+                if at == len(pattern):
+                    raise _no_glob(pattern, "it ends with a backslash")
+            places.append(pattern[at])
+        at += 1
+    return places
+
+
+def _set(pattern: bytes, at: int) -> tuple[bytes, int]:
+    """Return the expression for the bracket that opens there, and where it closes."""
+    begin = at + 1
+    is_negated = pattern[begin : begin + 1] == b"^"
+    members: list[tuple[int, int]] = []
+    at = begin + is_negated
+    while pattern[at : at + 1] != b"]":
+        first, at = _member(pattern, at)
+        last = first
+        if pattern[at : at + 1] == b"-" and pattern[at + 1 : at + 2] not in (b"", b"]"):
+            last, at = _member(pattern, at + 1)
+        members.append((min(first, last), max(first, last)))
+    ranges = b"".join(b"\\x%02x-\\x%02x" % pair for pair in members)
+    if not ranges:
+        return (b"." if is_negated else b"(?!)"), at
+    return b"[%s%s]" % (b"^" if is_negated else b"", ranges), at
+
+
+def _member(pattern: bytes, at: int) -> tuple[int, int]:
+    """Return one byte of a bracket, and what comes behind it."""
+    if pattern[at : at + 1] == b"\\":
+        at += 1
+    if at >= len(pattern):
+        raise _no_glob(pattern, "a bracket is not closed")
+    return pattern[at], at + 1
+
+
+def _no_glob(pattern: bytes, why: str) -> UsageError:
+    shown = pattern.decode(errors="backslashreplace")
+    return UsageError(
+        f"{shown!r} is no pattern of keys: {why}; put a backslash before what is meant "
+        "literally"
+    )
