@@ -1,156 +1,203 @@
-"""kvtape audit: the recorded writes, as commands.
+"""kvtape audit: the recorded writes, as commands or counted.
 
-A row is a command as the server sent it to its replicas. Brackets (MULTI, EXEC) and
-what changes no key (PING, SELECT, REPLCONF, PUBLISH) are left out.
+A row is a command as the server sent it to its replicas. Brackets (MULTI, EXEC) are
+left out, and what changes nothing: PING, SELECT, REPLCONF and, unless asked for,
+PUBLISH.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import difflib
 from typing import Annotated
 
-import msgspec
 import typer
 
-from kvtape.cli import options, output
+from kvtape.audit.count import By, Counting
+from kvtape.cli import options, ranges
+from kvtape.cli.listing import Format, Listing, Missing
+from kvtape.cli.orphaned import list_orphaned
 from kvtape.errors import UsageError
-from kvtape.storage.commands import RecordedCommand, commands_behind
-from kvtape.storage.lost import lost as lost_of
-from kvtape.storage.repository import SourceFolder, open_repository
-from kvtape.tape.orphans import Orphan, Unknown, unknown
-from kvtape.tape.point import format_time
+from kvtape.storage.repository import open_repository
+from kvtape.tape import command_table
+from kvtape.tape.glob import parse_glob
+from kvtape.tape.query import Query
+from kvtape.tape.span import choose_span
 
-_WIDTH = 80
-
-# What needs no quotes when a command is shown.
-_PLAIN = re.compile(rb"[!#-&(-\[\]-~]+")
-
-# No word is shown longer than this, so that a long value does not hide the next ones.
-_LONGEST_WORD = 32
+_FILTERS = "Which commands (those of which all of it is true)"
+_OUTPUT = "How they are shown"
 
 
 def audit(
     repo: options.Repo,
     source: options.Source = None,
+    from_offset: ranges.FromOffset = None,
+    from_time: ranges.FromTime = None,
+    to_offset: ranges.UpToOffset = None,
+    to_time: ranges.UpToTime = None,
+    to_latest: ranges.UpToLatest = False,
     orphaned: Annotated[
         bool,
         typer.Option(
             "--orphaned",
+            rich_help_panel=ranges.PANEL,
             help="The writes that failovers lost: recorded of a server whose successor "
             "does not have them.",
         ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, one document a line.")
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            rich_help_panel=_FILTERS,
+            help="Those that name such a key, by the pattern of KEYS: 'user:42:*'. "
+            "FLUSHALL and the like name none (kvtape history KEY has them). Several "
+            "times: any of them.",
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_FILTERS,
+            help="Those of this name, such as DEL. Several times: any of them.",
+            show_default=False,
+        ),
+    ] = None,
+    db: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=_FILTERS,
+            help="Those in this database. Several times: any of them.",
+            show_default=False,
+        ),
+    ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            rich_help_panel=_FILTERS,
+            help="PUBLISH and SPUBLISH, too, which write nothing.",
+        ),
     ] = False,
+    last: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_FILTERS,
+            help="The last N of them only; read from the end.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_FILTERS,
+            help="The first N of them only; of counts, the N largest.",
+            show_default=False,
+        ),
+    ] = None,
+    count_by: Annotated[
+        By | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            help="Count them and their bytes instead of listing them. A prefix is what "
+            "stands before the first colon of a key.",
+            show_default=False,
+        ),
+    ] = None,
+    depth: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_OUTPUT,
+            help="Of --count-by prefix: before the N-th colon.",
+        ),
+    ] = 1,
+    values: options.Values = "full",
+    json: options.JsonLines = False,
+    csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv", rich_help_panel=_OUTPUT, help="Print CSV, with a header."
+        ),
+    ] = False,
+    skip_damaged: options.SkipDamaged = False,
+    processes: options.Processes = None,
     config: options.Config = None,
 ) -> None:
-    """List recorded writes: with --orphaned, exactly those that failovers lost.
+    """List or count the recorded writes; no server is needed.
 
-    No server is needed. Each row has the offset that it begins at; restore --to-offset
-    REPLID:OFFSET is the moment before it. Where a full resync left it unknown what was
-    lost, that is said: in JSON by a line with "orphaned": "unknown".
+    Each row has the offset that it begins at, and restore --to-offset REPLID:OFFSET is
+    the moment before it. A time is that of receipt; where a ~ stands before it, the
+    command was written at any moment of the second before, or earlier. A │ stands
+    before what is in a transaction.
+
+    What and when, not who: the stream has no user and no address. Who it was may be
+    told by an audit module of the server, by the logs of what connects to it at that
+    time, and by ACL LOG if it was refused elsewhere.
     """
-    if not orphaned:
-        raise UsageError("say which writes to list: --orphaned")
+    if json and csv:
+        raise UsageError("give only one of --json and --csv")
+    form: Format = "json" if json else "csv" if csv else "text"
+    query = Query(
+        tuple(parse_glob(options.bytes_of(glob)) for glob in key or ()),
+        frozenset(map(_command_name, command or ())),
+        frozenset(db or ()),
+        publish,
+    )
+    start = ranges.beginning(from_offset, from_time)
+    end = ranges.end(to_offset, to_time, latest=to_latest)
+    if last is not None and limit is not None:
+        raise UsageError("give only one of --last and --limit")
+    if count_by is not None and last is not None:
+        raise UsageError("--last goes with a list, not with --count-by")
     folder = open_repository(repo).source(source)
     catalogue = folder.catalogue()
-    lost: list[Orphan | Unknown] = [*lost_of(folder, catalogue), *unknown(catalogue)]
-    lost.sort(key=lambda one: one.time)
-    for one in lost:
-        for line in _json_lines(folder, one) if json else _lines(folder, one):
-            output.print_line(line)
-    if not lost and not json:
-        output.print_line("no failover lost anything that is recorded")
-
-
-def _writes(folder: SourceFolder, orphan: Orphan) -> Iterator[RecordedCommand]:
-    return (
-        command
-        for command in commands_behind(folder, orphan.slices)
-        if command.is_write
+    if orphaned:
+        if start or end or last or limit or count_by or csv:
+            raise UsageError(
+                "--orphaned lists all that was lost: it goes with --key, --command, "
+                "--db, --publish, --values and --json only"
+            )
+        list_orphaned(folder, catalogue, query, form, values)
+        return
+    listing = Listing(
+        folder,
+        choose_span(catalogue, start, end),
+        query,
+        form,
+        values,
+        limit,
+        processes,
+        Missing(is_json=json, skips=skip_damaged),
     )
+    listing.begin(catalogue)
+    if count_by is not None:
+        listing.count(Counting(count_by, depth=depth))
+    elif last is not None:
+        listing.show_last(last)
+    else:
+        listing.show()
+    listing.end()
 
 
-# For scripts.
-
-
-def _json_lines(folder: SourceFolder, lost: Orphan | Unknown) -> Iterator[str]:
-    if isinstance(lost, Unknown):
-        yield _line_of(
-            {
-                "replid": lost.replid,
-                "orphaned": "unknown",
-                "continued_as": lost.successor,
-                "time": format_time(lost.time),
-            }
-        )
-        return
-    for command in _writes(folder, lost):
-        yield _line_of(row(command))
-
-
-def row(command: RecordedCommand) -> dict[str, object]:
-    """Return the JSON document of a command."""
-    return {
-        "replid": command.replid,
-        "start_offset": command.start,
-        "end_offset": command.end,
-        "time": format_time(command.time),
-        "db": command.db,
-        "command": [output.text_or_base64(word) for word in command.words],
-    }
-
-
-def _line_of(document: dict[str, object]) -> str:
-    return msgspec.json.encode(document).decode()
-
-
-# For people.
-
-
-def _lines(folder: SourceFolder, lost: Orphan | Unknown) -> Iterator[str]:
-    if isinstance(lost, Unknown):
-        yield f"history {lost.replid or 'unknown'}"
-        yield f"  goes on as {lost.successor}"
-        # A replica that took a snapshot does not say whose history it came from.
-        yield "  (which may hold some of what is listed above, after all)"
-        yield f"  by a full resync at {format_time(lost.time)}; orphaned: unknown"
-        return
-    yield f"history {lost.replid}"
-    yield f"  goes on as {lost.successor}"
-    yield f"  forked at {lost.fork}, {format_time(lost.time)}"
-    count = 0
-    for count, command in enumerate(_writes(folder, lost), start=1):  # noqa: B007
-        yield line(command)
-    yield f"  orphaned: {lost.start} to {lost.end}, {count} writes"
-
-
-def line(command: RecordedCommand) -> str:
-    """Return a line about a command, cut to the width of a terminal."""
-    place = f"  {command.start} {format_time(command.time)} db{command.db}"
-    words = " ".join(map(_shown, command.words))
-    room = _WIDTH - len(place) - 1
-    return f"{place} {words if len(words) <= room else words[: room - 1] + '…'}"
-
-
-def _shown(word: bytes) -> str:
-    """Return a word as redis-cli would take it, shortened."""
-    head = word[:_LONGEST_WORD]
-    text = head.decode("ascii") if _PLAIN.fullmatch(head) else _quoted(head)
-    return text if len(word) <= _LONGEST_WORD else f"{text}…"
-
-
-def _quoted(word: bytes) -> str:
-    return '"' + "".join(map(_escaped, word)) + '"'
-
-
-def _escaped(byte: int) -> str:
-    if chr(byte) in '"\\':
-        return f"\\{chr(byte)}"
-    return (
-        chr(byte)
-        if chr(byte).isascii() and chr(byte).isprintable()
-        else f"\\x{byte:02x}"
+def _command_name(name: str) -> bytes:
+    """Return a name to look for; UsageError for what cannot be in any stream."""
+    upper = name.upper()
+    known = {known.partition(" ")[0] for known in command_table.names()}
+    # Modules give theirs a prefix and a dot, and there is no list of them.
+    if upper in known or "." in upper:
+        return options.bytes_of(upper)
+    near = difflib.get_close_matches(upper, sorted(known), n=3)
+    like = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(
+        f"no server streams a command {name!r} to its replicas: it writes nothing, or "
+        f"there is none (give its first word only){like}"
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kvtape.cli import rows
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
 from kvtape.server.tls import Tls
@@ -31,6 +32,11 @@ def parse_duration(text: str, option: str) -> float:
             f"{option} {text!r} is no duration: give one such as 200ms, 10s or 5m"
         )
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def bytes_of(argument: str) -> bytes:
+    """Return an argument as it was typed: a key need not be UTF-8."""
+    return argument.encode(errors="surrogateescape")
 
 
 def parse_size(text: str, option: str) -> int:
@@ -169,6 +175,37 @@ Config = Annotated[
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text.")
+]
+
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print JSON, one document a line.")
+]
+
+Values = Annotated[
+    rows.Values,
+    typer.Option(
+        help="What to show of all words but names and keys: all, a hash (short values "
+        "can be guessed from it), or only the length.",
+    ),
+]
+
+SkipDamaged = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged",
+        help="Leave out what is damaged, say so, and end with status 4.",
+    ),
+]
+
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="How many processes read; by default one for each core, if there is "
+        "enough to read.",
+        show_default=False,
+    ),
 ]
 
 PasswordFile = Annotated[

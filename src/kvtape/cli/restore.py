@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import trio
 import typer
 
 from kvtape import amounts
-from kvtape.cli import options, output
+from kvtape.cli import options, output, ranges
 from kvtape.cli.logs import set_up_logging
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
 from kvtape.errors import UsageError, VerificationError
@@ -35,8 +34,6 @@ from kvtape.tape.point import (
     Point,
     ToLatest,
     format_time,
-    parse_offset,
-    parse_time,
 )
 
 _log = logging.getLogger(__name__)
@@ -149,7 +146,7 @@ def restore(
     """
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     request = _Request(
-        point=_point(to_offset, to_time, latest=to_latest),
+        point=ranges.end(to_offset, to_time, latest=to_latest) or ToLatest(),
         place=_place(
             data_dir, serve_at, into, tls, announce, password_file, force=force
         ),
@@ -268,16 +265,6 @@ def _lines(verb: str, result: Result) -> Iterator[str]:
     yield f"  commands  {result.commands}"
     if result.data_dir is not None:
         yield f"  folder    {result.data_dir}"
-
-
-def _point(to_offset: str | None, to_time: str | None, *, latest: bool) -> Point:
-    if (to_offset is not None) + (to_time is not None) + latest > 1:
-        raise UsageError("give only one of --to-offset, --to-time and --to-latest")
-    if to_offset is not None:
-        return parse_offset(to_offset)
-    if to_time is not None:
-        return parse_time(to_time, int(time.time() * 1000))
-    return ToLatest()
 
 
 def _place(

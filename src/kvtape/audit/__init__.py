@@ -1,0 +1,1 @@
+"""Asking the recorded stream: which commands, how many, and what became of a key."""

@@ -1,0 +1,250 @@
+"""The rows and counts of an audit, with what is missing among them.
+
+Whatever is not in the answer is said: what is not recorded at the beginning, what is
+damaged in its place; to people on stderr, to scripts in the JSON as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+from kvtape import amounts
+from kvtape.audit.count import By, Count, Counting, Totals, totals
+from kvtape.audit.search import Search, last_found, search
+from kvtape.cli import output, rows
+from kvtape.errors import VerificationError
+from kvtape.storage.commands import Damage
+from kvtape.storage.repository import SourceFolder
+from kvtape.tape.catalogue import Catalogue
+from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.point import format_time
+from kvtape.tape.query import Query
+from kvtape.tape.span import Hole, Span
+
+Made = TypeVar("Made")
+
+Format: TypeAlias = Literal["text", "json", "csv"]
+
+
+def rows_of(
+    form: Format, values: rows.Values
+) -> Callable[[Sequence[RecordedCommand]], str]:
+    """Return what makes lines of commands in a format."""
+    if form == "json":
+        return rows.JsonRows(values)
+    return rows.CsvRows(values) if form == "csv" else rows.TextRows(values)
+
+
+@dataclass(slots=True)
+class Missing:
+    """Says what an answer lacks: to people on stderr, to scripts in the JSON, too.
+
+    With skips, what is damaged is left out, and end() is a VerificationError then;
+    without, it is one at once.
+    """
+
+    is_json: bool
+    skips: bool
+    _damaged: int = 0
+
+    def tell_hole(self, hole: Hole) -> None:
+        """Say what is not recorded."""
+        if self.is_json:
+            output.print_line(rows.json_line(_hole_document(hole)))
+        self.note([_hole_text(hole)])
+
+    def tell_damage(self, damage: Damage) -> None:
+        """Say what cannot be read."""
+        if not self.skips:
+            raise VerificationError(
+                f"{damage.reason}; --skip-damaged goes on without offsets "
+                f"{damage.start} to {damage.end}"
+            )
+        self._damaged += 1
+        if self.is_json:
+            output.print_line(rows.json_line(_damage_document(damage)))
+        self.note(
+            [
+                f"offsets {damage.start} to {damage.end} of {damage.replid} are left "
+                f"out: {damage.reason}"
+            ]
+        )
+
+    def end(self) -> None:
+        """Say at the end that something was left out."""
+        if self._damaged:
+            raise VerificationError(
+                f"what is shown is not complete: {self._damaged} damaged "
+                f"{'range was' if self._damaged == 1 else 'ranges were'} left out"
+            )
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Say something about an answer."""
+        console = output.stderr_console()
+        for note in notes:
+            console.print(f"note: {note}", soft_wrap=True)
+
+
+@dataclass(slots=True)
+class Listing:
+    """One audit: what is asked for, and what could not be read on the way."""
+
+    folder: SourceFolder
+    span: Span
+    query: Query
+    form: Format
+    values: rows.Values
+    limit: int | None
+    processes: int | None
+    missing: Missing
+    _shown: int = 0
+
+    def begin(self, catalogue: Catalogue) -> None:
+        """Say what is not recorded of the range."""
+        self.missing.note(f"{self.folder.url}/{one}" for one in catalogue.problems)
+        for hole in self.span.holes:
+            self.missing.tell_hole(hole)
+
+    def show(self) -> None:
+        """List from the front."""
+        if self.form == "csv":
+            output.print_line(rows.CSV_HEADER)
+        for text in self._made(rows_of(self.form, self.values)):
+            lines = text.split("\n")[:-1]
+            if self.limit is not None:
+                lines = lines[: self.limit - self._shown]
+            self._shown += len(lines)
+            output.print_line("\n".join(lines))
+            if self._shown == self.limit:
+                return
+
+    def show_last(self, count: int) -> None:
+        """List what is found from the back, in order."""
+        found, damaged = last_found(self.folder, self.span, self.query, count)
+        for damage in damaged:
+            self.missing.tell_damage(damage)
+        if self.form == "csv":
+            output.print_line(rows.CSV_HEADER)
+        self._shown = len(found)
+        if found:
+            output.print_line(rows_of(self.form, self.values)(found).removesuffix("\n"))
+
+    def count(self, counting: Counting) -> None:
+        """Count, and show the counts."""
+        with totals() as sums:
+            for counts in self._made(counting):
+                sums.add(counts)
+            for line in _count_lines(sums, counting.by, self.form, self.limit):
+                self._shown += 1
+                output.print_line(line)
+
+    def end(self) -> None:
+        """Say how it ended; VerificationError if something had to be left out."""
+        if not self._shown and self.form == "text":
+            self.missing.note([_NOTHING])
+        self.missing.end()
+
+    def _made(
+        self, make: Callable[[Sequence[RecordedCommand]], Made]
+    ) -> Iterator[Made]:
+        """Yield what is made of all that is found."""
+        total = sum(slice_.end - slice_.start for slice_ in self.span.slices)
+        parts = search(self.folder, self.span, Search(self.query, make), self.processes)
+        # Where rows are shown as they come, they are the progress.
+        quiet = self.form != "text" or not sys.stdout.isatty()
+        with closing(parts), output.bars(output.stderr_console(), shown=quiet) as bars:
+            advance = bars.stage("reading", total)
+            for part in parts:
+                advance(part.length)
+                if isinstance(part.content, Damage):
+                    self.missing.tell_damage(part.content)
+                elif part.content is not None:
+                    yield part.content
+
+
+_NOTHING = (
+    "nothing was found; a server streams some commands as others: EXPIRE as PEXPIREAT, "
+    "SETEX as SET, SPOP as SREM, and scripts as what they did"
+)
+
+
+def _hole_text(hole: Hole) -> str:
+    place = f"of {hole.replid} from offset {hole.start}"
+    if hole.end_replid == hole.replid:
+        place += f" to {hole.end}"
+    else:
+        place += f" up to offset {hole.end} of {hole.end_replid}"
+    why = "" if hole.reason is None else f": {hole.reason}"
+    return (
+        f"nothing is recorded {place}, between {format_time(hole.start_time)} and "
+        f"{format_time(hole.end_time)}{why}"
+    )
+
+
+def _hole_document(hole: Hole) -> dict[str, object]:
+    return {
+        "replid": hole.replid,
+        "start_offset": hole.start,
+        "end_offset": hole.end if hole.end_replid == hole.replid else None,
+        "start_time": format_time(hole.start_time),
+        "end_time": format_time(hole.end_time),
+        "continued_as": hole.end_replid,
+        "gap": hole.reason or "unknown",
+    }
+
+
+def _damage_document(damage: Damage) -> dict[str, object]:
+    return {
+        "replid": damage.replid,
+        "start_offset": damage.start,
+        "end_offset": damage.end,
+        "damaged": damage.reason,
+    }
+
+
+# Counts.
+
+
+def _count_lines(
+    sums: Totals, by: By, form: Format, limit: int | None
+) -> Iterator[str]:
+    counts = sums.ordered(by, limit)
+    if form == "json":
+        for count in counts:
+            yield rows.json_line(
+                {
+                    by: _group_of_json(count, by),
+                    "commands": count.commands,
+                    "bytes": count.bytes,
+                }
+            )
+    elif form == "csv":
+        yield f"{by},commands,bytes"
+        for count in counts:
+            yield rows.csv_line([_group(count, by), count.commands, count.bytes])
+    else:
+        yield f"{'commands':>12} {'bytes':>10}  {by}"
+        for count in counts:
+            size = amounts.size(count.bytes)
+            line = f"{count.commands:>12} {size:>10}  {_group(count, by) or '(none)'}"
+            yield rows.cut(line)
+
+
+def _group(count: Count, by: By) -> str:
+    match count.group:
+        case bytes():
+            return rows.quoted(count.group)
+        case int() if by == "minute":
+            return format_time(count.group)
+        case _:
+            return ""
+
+
+def _group_of_json(count: Count, by: By) -> object:
+    if isinstance(count.group, bytes):
+        return rows.text_or_base64(count.group)
+    return _group(count, by) or None
