@@ -11,6 +11,7 @@ from kvtape.cli import output
 from kvtape.cli.audit import audit
 from kvtape.cli.check import check
 from kvtape.cli.demo import demo
+from kvtape.cli.history import history
 from kvtape.cli.info import info
 from kvtape.cli.record import record
 from kvtape.cli.restore import restore
@@ -48,6 +49,7 @@ app.command()(record)
 app.command()(check)
 app.command()(info)
 app.command()(audit)
+app.command()(history)
 app.command()(status)
 app.command()(restore)
 app.command()(demo)

@@ -21,6 +21,7 @@ from kvtape.tape.rdb.events import (
     UnknownRdbError,
 )
 from kvtape.tape.rdb.reader import RdbReader, read_header
+from kvtape.tape.rdb.values import type_name
 
 __all__ = [
     "FIELD_EXPIRE_SLACK_MS",
@@ -41,4 +42,5 @@ __all__ = [
     "SlotInfo",
     "UnknownRdbError",
     "read_header",
+    "type_name",
 ]

@@ -305,3 +305,21 @@ def walkers(magic: bytes, version: int) -> dict[int, Walker]:
     """Return, for each value type of such an RDB, what walks over its values."""
     own = _OWN[magic].items()
     return {**_SHARED, **{t: walker for t, (since, walker) in own if version >= since}}
+
+
+# What TYPE says of a value type; both families agree where they share a number.
+_NAMES: Final[Mapping[int, str]] = {
+    0: "string",
+    **dict.fromkeys((1, 10, 14, 18), "list"),
+    **dict.fromkeys((2, 11, 20), "set"),
+    **dict.fromkeys((3, 5, 12, 17), "zset"),
+    **dict.fromkeys((4, 9, 13, 16, 22, 23, 24, 25), "hash"),
+    **dict.fromkeys((15, 19, 21, 26, 27), "stream"),
+    7: "module value",
+    28: "array",
+}
+
+
+def type_name(number: int) -> str:
+    """Return what people call a value type that walkers() has."""
+    return _NAMES[number]

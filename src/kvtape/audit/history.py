@@ -1,0 +1,229 @@
+"""The story of one key: where it begins, every write to it, and why it went.
+
+The stream is read as often as it takes to know all names that the key's value ever had,
+mostly once: a RENAME makes another name matter, from the beginning. Only segments that
+may name one of them are read, which their filters tell. What is found is kept until it
+is known what of it belongs to the story, unless it is too much; then it is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TypeAlias
+
+from kvtape.audit.search import Search
+from kvtape.progress import NoWatch, Watch
+from kvtape.storage.commands import Damage, whole_commands
+from kvtape.storage.parallel import in_order, processes_for
+from kvtape.storage.reader import read_snapshot
+from kvtape.storage.repository import SourceFolder
+from kvtape.storage.segments import read_header
+from kvtape.tape.catalogue import Catalogue, Slice, Snapshot
+from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.facts import ClockDifference
+from kvtape.tape.key_expiry import NEVER, at
+from kvtape.tape.key_history import Event, Follower, Moment, Place, Relevance, sources
+from kvtape.tape.query import KeyQuery
+from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
+from kvtape.tape.span import Hole, Span, runs
+
+# What is assumed of a server that did not tell its time: that its clock and the
+# recorder's differ by no more (ms). Hosts that keep their time are far closer.
+_ASSUMED = ClockDifference(-1000, 1000)
+
+# So many events are kept until it is known which of them belong to the story.
+_KEPT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a snapshot has of the key; None if the key was not there."""
+
+    snapshot: Snapshot
+    place: Place
+    entry: Key | None
+
+
+Item: TypeAlias = Beginning | Event | Hole | Damage
+
+
+def _subject(item: Item) -> RecordedCommand | Item:
+    """Return what an item is about: the events of one command are about that."""
+    return item.command if isinstance(item, Event) else item
+
+
+@dataclass(slots=True)
+class KeyHistory:
+    """The story of a key, as far as a span has it.
+
+    Read items() to its end; then elsewhere has the other databases in which the name of
+    the key was written. Blocks.
+    """
+
+    folder: SourceFolder
+    catalogue: Catalogue
+    span: Span
+    key: Place
+    watch: Watch = field(default_factory=NoWatch)
+    processes: int | None = None
+    elsewhere: set[int] = field(default_factory=set)
+    _clocks: dict[str, ClockDifference] = field(default_factory=dict)
+
+    def items(self) -> Iterator[Item]:
+        """Yield what belongs to the story, in order."""
+        names = frozenset({self.key[1]})
+        while True:
+            follower = Follower(self.key, names, self._clock, self._brackets_all)
+            more: set[bytes] = set()
+            kept: list[tuple[Moment, Item]] | None = []
+            for told in self._told(follower, more):
+                if kept is not None:
+                    kept.append(told)
+                    kept = kept if len(kept) <= _KEPT else None
+            if not more:
+                break
+            names |= more
+        relevance = Relevance(self.key, follower.links)
+        if kept is None:
+            again = Follower(self.key, names, self._clock, self._brackets_all)
+            yield from self._chosen(self._told(again, more), relevance)
+        else:
+            yield from self._chosen(kept, relevance)
+
+    def _chosen(
+        self, told: Iterable[tuple[Moment, Item]], relevance: Relevance
+    ) -> Iterator[Item]:
+        """Yield what belongs to the story, and of each command one event."""
+        for _, group in groupby(told, lambda one: _subject(one[1])):
+            belonging = [
+                item for moment, item in group if self._belongs(item, moment, relevance)
+            ]
+            own = [
+                item
+                for item in belonging
+                if not isinstance(item, Event) or item.place == self.key
+            ]
+            yield from (own or belonging)[:1]
+
+    def _belongs(self, item: Item, moment: Moment, relevance: Relevance) -> bool:
+        if not isinstance(item, Beginning | Event):
+            return True
+        if isinstance(item, Event) and item.place[1] == self.key[1]:
+            self.elsewhere |= {item.place[0]} - {self.key[0]}
+        return relevance.holds(item.place, moment)
+
+    def _told(
+        self, follower: Follower, more: set[bytes]
+    ) -> Iterator[tuple[Moment, Item]]:
+        """Yield all that became of keys of the names followed; add what to follow."""
+        holes = iter(self.span.holes)
+        for number, run in enumerate(runs(self.catalogue, self.span.slices)):
+            if number:
+                follower.forget()
+                yield Moment(follower.run, run[0].start), next(holes)
+            root = self._root(run)
+            for content in self._found(run, follower.names):
+                if isinstance(content, Damage):
+                    follower.forget()
+                    yield Moment(follower.run, content.start), content
+                    continue
+                for command in content:
+                    if root is not None and root.name.offset <= command.start:
+                        yield from self._begin(follower, root)
+                        root = None
+                    more |= {*sources(command, follower.names)} - follower.names
+                    moment = Moment(follower.run, command.start)
+                    for event in follower.follow(command):
+                        yield moment, event
+            if root is not None:
+                yield from self._begin(follower, root)
+
+    def _begin(
+        self, follower: Follower, root: Snapshot
+    ) -> Iterator[tuple[Moment, Item]]:
+        """Begin with what a snapshot has."""
+        entries = self._entries(root, follower.names)
+        if entries is None:
+            return
+        expiries = {
+            place: NEVER if entry.expire_ms is None else at(entry.expire_ms)
+            for place, entry in entries.items()
+        }
+        offset = root.name.offset
+        follower.see_snapshot(expiries, offset)
+        moment = Moment(follower.run, offset)
+        for place in sorted({self.key, *entries}):
+            yield moment, Beginning(root, place, entries.get(place))
+
+    def _entries(
+        self, root: Snapshot, names: frozenset[bytes]
+    ) -> dict[Place, Key] | None:
+        """Return the keys of these names that a snapshot has.
+
+        None if it is newer than this kvtape: it may have more of them.
+        """
+        advance = self.watch.stage("snapshot", root.manifest.bytes)
+        found = {}
+        reader = RdbReader(values=False)
+        try:
+            for data in read_snapshot(self.folder, root):
+                reader.receive_data(data)
+                while (event := reader.next_event()) is not NEED_DATA:
+                    if isinstance(event, Key) and event.key in names:
+                        found[event.db, event.key] = event
+                advance(len(data))
+        except UnknownRdbError:
+            return None
+        return found
+
+    def _root(self, run: Sequence[Slice]) -> Snapshot | None:
+        """Return the first snapshot that tells the state somewhere in a run."""
+        lineage = self.catalogue.lineage(run[-1].segment.replid)
+        within = [
+            snapshot
+            for snapshot in self.catalogue.snapshots_of(lineage)
+            if run[0].start <= snapshot.name.offset <= run[-1].end
+        ]
+        return within[0] if within else None
+
+    def _found(
+        self, run: Sequence[Slice], names: frozenset[bytes]
+    ) -> Iterator[list[RecordedCommand] | Damage]:
+        """Yield the commands of a run that may concern keys of some names."""
+        slices = list(
+            whole_commands(self.folder, replace(self.span, slices=tuple(run)))
+        )
+        total = sum(slice_.end - slice_.start for slice_ in slices)
+        advance = self.watch.stage("stream", total)
+        job = Search(KeyQuery(names), list)
+        count = processes_for(slices) if self.processes is None else self.processes
+        with closing(in_order(self.folder, slices, job, count)) as parts:
+            for part in parts:
+                advance(part.length)
+                if part.content is not None:
+                    yield part.content
+
+    def _clock(self, command: RecordedCommand) -> ClockDifference:
+        """Return by how much the server's clock was ahead of the recorder's."""
+        segments = self.catalogue.segments[command.replid]
+        name = next(
+            (s for s in segments if s.start <= command.start and command.end <= s.end),
+            None,
+        )
+        if name is None:
+            return _ASSUMED
+        if name.path not in self._clocks:
+            self._clocks[name.path] = read_header(self.folder, name).clock or _ASSUMED
+        return self._clocks[name.path]
+
+    @property
+    def _brackets_all(self) -> bool:
+        """Whether the recorded server is certainly a Redis before 7.0."""
+        servers = {s.manifest.server for s in self.catalogue.snapshots}
+        return bool(servers) and all(
+            server.family == "redis" and (server.version or "").startswith("6.")
+            for server in servers
+        )
