@@ -8,13 +8,17 @@ What the command line does, a script can do:
 - plan: open_job() finds out what a restore to a point takes, and restores nothing.
 - restore: restore_data_dir() into a folder, restore_into() into a running server, and
   serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
-- read: recorded_commands() yields the stream as commands.
+- read: recorded_commands() yields the stream of a plan as commands, all of them.
+- ask: open_audit() finds out what is recorded between two points; its commands() yields
+  the writes that a Query asks for, and its story() what became of a key.
 
 Every error that is not a bug is an Error, whose exit_status is the command line's.
 """
 
 from __future__ import annotations
 
+from kvtape.audit.history import Beginning, KeyHistory
+from kvtape.audit.opened import Audit, open_audit
 from kvtape.check.finding import Finding
 from kvtape.check.survey import CheckOptions, run_checks
 from kvtape.errors import (
@@ -36,24 +40,36 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.server.tls import Tls
 from kvtape.server.url import SentinelUrl, ServerUrl, parse_source, parse_url
-from kvtape.storage.commands import recorded_commands
+from kvtape.storage.commands import Damage, recorded_commands
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.glob import Glob, parse_glob
+from kvtape.tape.key_history import Event
 from kvtape.tape.plan import Plan
 from kvtape.tape.point import ToLatest, ToOffset, ToTime
+from kvtape.tape.query import Query
+from kvtape.tape.span import Hole
 
 __all__ = [
     "Agent",
+    "Audit",
+    "Beginning",
     "CheckOptions",
+    "Damage",
     "DestinationError",
     "Error",
+    "Event",
     "Finding",
+    "Glob",
+    "Hole",
     "IdentityError",
     "IntoOptions",
     "Job",
+    "KeyHistory",
     "Limits",
     "Plan",
     "PointError",
+    "Query",
     "RecordOptions",
     "RecordedCommand",
     "Repository",
@@ -70,8 +86,10 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "layout_for",
+    "open_audit",
     "open_job",
     "open_repository",
+    "parse_glob",
     "parse_source",
     "parse_url",
     "recorded_commands",

@@ -119,11 +119,12 @@ class KeyHistory:
         self, follower: Follower, more: set[bytes]
     ) -> Iterator[tuple[Moment, Item]]:
         """Yield all that became of keys of the names followed; add what to follow."""
-        holes = iter(self.span.holes)
-        for number, run in enumerate(runs(self.catalogue, self.span.slices)):
-            if number:
-                follower.forget()
-                yield Moment(follower.run, run[0].start), next(holes)
+        holes = {(hole.end_replid, hole.end): hole for hole in self.span.holes}
+        for run in runs(self.catalogue, self.span.slices):
+            follower.forget()
+            hole = holes.pop((run[0].segment.replid, run[0].start), None)
+            if hole is not None:
+                yield Moment(follower.run, run[0].start), hole
             root = self._root(run)
             for content in self._found(run, follower.names):
                 if isinstance(content, Damage):
@@ -140,6 +141,8 @@ class KeyHistory:
                         yield moment, event
             if root is not None:
                 yield from self._begin(follower, root)
+        for hole in holes.values():
+            yield Moment(follower.run, hole.start), hole
 
     def _begin(
         self, follower: Follower, root: Snapshot

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from kvtape.audit.count import By, Counting
+from kvtape.audit.opened import open_audit
 from kvtape.cli import options, ranges
 from kvtape.cli.listing import Format, Listing, Missing
 from kvtape.cli.orphaned import list_orphaned
@@ -21,7 +22,6 @@ from kvtape.storage.repository import open_repository
 from kvtape.tape import command_table
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.query import Query
-from kvtape.tape.span import choose_span
 
 _FILTERS = "Which commands (those of which all of it is true)"
 _OUTPUT = "How they are shown"
@@ -158,19 +158,16 @@ def audit(
         raise UsageError("give only one of --last and --limit")
     if count_by is not None and last is not None:
         raise UsageError("--last goes with a list, not with --count-by")
-    folder = open_repository(repo).source(source)
-    catalogue = folder.catalogue()
     if orphaned:
         if start or end or last or limit or count_by or csv:
             raise UsageError(
                 "--orphaned lists all that was lost: it goes with --key, --command, "
                 "--db, --publish, --values and --json only"
             )
-        list_orphaned(folder, catalogue, query, form, values)
+        list_orphaned(open_repository(repo).source(source), query, form, values)
         return
     listing = Listing(
-        folder,
-        choose_span(catalogue, start, end),
+        open_audit(repo, source, start, end),
         query,
         form,
         values,
@@ -178,7 +175,7 @@ def audit(
         processes,
         Missing(is_json=json, skips=skip_damaged),
     )
-    listing.begin(catalogue)
+    listing.begin()
     if count_by is not None:
         listing.count(Counting(count_by, depth=depth))
     elif last is not None:

@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 
 from kvtape import amounts
-from kvtape.audit.history import Beginning, KeyHistory
+from kvtape.audit.history import Beginning
+from kvtape.audit.opened import open_audit
 from kvtape.cli import options, output, ranges, rows
 from kvtape.cli.listing import Missing
 from kvtape.storage.commands import Damage
-from kvtape.storage.repository import open_repository
 from kvtape.tape.key_expiry import Expiry
 from kvtape.tape.key_history import Cause, Event, Place
 from kvtape.tape.point import format_time
 from kvtape.tape.rdb import Key, type_name
-from kvtape.tape.span import Hole, choose_span
+from kvtape.tape.span import Hole
 
 
 def history(
@@ -62,14 +62,12 @@ def history(
     name = options.bytes_of(key)
     start = ranges.beginning(from_offset, from_time)
     end = ranges.end(to_offset, to_time, latest=to_latest)
-    folder = open_repository(repo).source(source)
-    catalogue = folder.catalogue()
-    span = choose_span(catalogue, start, end)
+    asked = open_audit(repo, source, start, end)
     missing = Missing(is_json=json, skips=skip_damaged)
-    missing.note(f"{folder.url}/{problem}" for problem in catalogue.problems)
+    missing.tell_problems(asked)
     rows_shown = not json and sys.stdout.isatty()
     with output.bars(output.stderr_console(), shown=not rows_shown) as watch:
-        story = KeyHistory(folder, catalogue, span, (db, name), watch, processes)
+        story = asked.story((db, name), watch, processes)
         telling = _Telling(story.key, values, is_json=json)
         for item in story.items():
             match item:

@@ -14,16 +14,15 @@ from typing import Literal, TypeAlias, TypeVar
 
 from kvtape import amounts
 from kvtape.audit.count import By, Count, Counting, Totals, totals
+from kvtape.audit.opened import Audit
 from kvtape.audit.search import Search, last_found, search
 from kvtape.cli import output, rows
 from kvtape.errors import VerificationError
 from kvtape.storage.commands import Damage
-from kvtape.storage.repository import SourceFolder
-from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.point import format_time
 from kvtape.tape.query import Query
-from kvtape.tape.span import Hole, Span
+from kvtape.tape.span import Hole
 
 Made = TypeVar("Made")
 
@@ -50,6 +49,10 @@ class Missing:
     is_json: bool
     skips: bool
     _damaged: int = 0
+
+    def tell_problems(self, asked: Audit) -> None:
+        """Say what of the recording cannot be read as what it should be."""
+        self.note(f"{asked.folder.url}/{one}" for one in asked.catalogue.problems)
 
     def tell_hole(self, hole: Hole) -> None:
         """Say what is not recorded."""
@@ -93,8 +96,7 @@ class Missing:
 class Listing:
     """One audit: what is asked for, and what could not be read on the way."""
 
-    folder: SourceFolder
-    span: Span
+    asked: Audit
     query: Query
     form: Format
     values: rows.Values
@@ -103,10 +105,10 @@ class Listing:
     missing: Missing
     _shown: int = 0
 
-    def begin(self, catalogue: Catalogue) -> None:
+    def begin(self) -> None:
         """Say what is not recorded of the range."""
-        self.missing.note(f"{self.folder.url}/{one}" for one in catalogue.problems)
-        for hole in self.span.holes:
+        self.missing.tell_problems(self.asked)
+        for hole in self.asked.span.holes:
             self.missing.tell_hole(hole)
 
     def show(self) -> None:
@@ -124,7 +126,9 @@ class Listing:
 
     def show_last(self, count: int) -> None:
         """List what is found from the back, in order."""
-        found, damaged = last_found(self.folder, self.span, self.query, count)
+        found, damaged = last_found(
+            self.asked.folder, self.asked.span, self.query, count
+        )
         for damage in damaged:
             self.missing.tell_damage(damage)
         if self.form == "csv":
@@ -152,8 +156,9 @@ class Listing:
         self, make: Callable[[Sequence[RecordedCommand]], Made]
     ) -> Iterator[Made]:
         """Yield what is made of all that is found."""
-        total = sum(slice_.end - slice_.start for slice_ in self.span.slices)
-        parts = search(self.folder, self.span, Search(self.query, make), self.processes)
+        folder, span = self.asked.folder, self.asked.span
+        total = sum(slice_.end - slice_.start for slice_ in span.slices)
+        parts = search(folder, span, Search(self.query, make), self.processes)
         # Where rows are shown as they come, they are the progress.
         quiet = self.form != "text" or not sys.stdout.isatty()
         with closing(parts), output.bars(output.stderr_console(), shown=quiet) as bars:

@@ -9,20 +9,16 @@ from kvtape.cli.listing import Format
 from kvtape.storage.commands import commands_behind
 from kvtape.storage.lost import lost as lost_of
 from kvtape.storage.repository import SourceFolder
-from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.orphans import Orphan, Unknown, unknown
 from kvtape.tape.point import format_time
 from kvtape.tape.query import Query
 
 
 def list_orphaned(
-    folder: SourceFolder,
-    catalogue: Catalogue,
-    query: Query,
-    form: Format,
-    values: rows.Values,
+    folder: SourceFolder, query: Query, form: Format, values: rows.Values
 ) -> None:
     """Print them, history by history."""
+    catalogue = folder.catalogue()
     lost: list[Orphan | Unknown] = [*lost_of(folder, catalogue), *unknown(catalogue)]
     lost.sort(key=lambda one: one.time)
     for one in lost:
