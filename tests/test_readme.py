@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def kvtape(
 
     def start(line: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kvtape", *line.split()],
+            [sys.executable, "-m", "kvtape", *shlex.split(line)],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
