@@ -4,22 +4,27 @@ The bytes of all that is counted add up to those of the commands, each once. Of 
 command with several keys in different groups each group has its share.
 
 Prefixes and minutes are few, and so are names; keys may be as many as the server has.
-So counts are put into a database on the disk when they are more than fit, and memory
-stays flat.
+So counts are put away into a database on the disk when they are more than fit, and
+added up there at the end, which sorts without an index: memory stays flat.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from kvtape.audit.search import Part
 from kvtape.errors import RepositoryError
-from kvtape.tape.commands import RecordedCommand
-from kvtape.tape.query import keys_of
+from kvtape.storage.commands import Damage, read_what_is_good
+from kvtape.storage.repository import SourceFolder
+from kvtape.tape.catalogue import Slice
+from kvtape.tape.command_table import find
+from kvtape.tape.commands import Batch, Words
+from kvtape.tape.query import Query, keys_of
 
 By: TypeAlias = Literal["command", "prefix", "minute", "key"]
 
@@ -48,47 +53,71 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """Counts commands by what they have in common.
+    """Counts the commands of a slice that are asked for, by what they have in common.
 
-    A prefix ends before the depth-th separator of a key, or is all of it.
+    A prefix ends before the depth-th separator of a key, or is all of it. It can be
+    sent to another process.
     """
 
+    query: Query
     by: By
     separator: bytes = b":"
     depth: int = 1
 
-    def __call__(self, commands: Sequence[RecordedCommand]) -> list[Count]:
-        """Return the counts of some commands."""
-        counts: Counter[Group] = Counter()
-        sizes: Counter[Group] = Counter()
+    def __call__(
+        self, folder: SourceFolder, slice_: Slice
+    ) -> Iterator[Part[list[Count]]]:
+        """Yield the counts part by part."""
+        at = slice_.start
+        for good in read_what_is_good(folder, slice_, wanted=self.query.wants):
+            if isinstance(good, Damage):
+                yield Part(good.end - at, good)
+            else:
+                yield Part(good.end - at, self.count(good))
+            at = good.end
+        if at < slice_.end:
+            yield Part(slice_.end - at, None)
+
+    def count(self, batch: Batch) -> list[Count]:
+        """Return the counts of a batch."""
+        counts: dict[Group, list[int]] = {}
         groups_of = self._groups_of()
-        for command in commands:
-            groups = groups_of(command)
-            share, rest = divmod(command.end - command.start, len(groups))
+        for words, size, time in self.query.find_words(batch):
+            groups = groups_of(words, time)
+            share = size // len(groups)
+            rest = size - share * len(groups)
             for group in groups:
-                counts[group] += 1
-                sizes[group] += share
-            sizes[groups[0]] += rest
-        return [Count(group, count, sizes[group]) for group, count in counts.items()]
+                count = counts.get(group)
+                if count is None:
+                    count = counts[group] = [0, 0]
+                count[0] += 1
+                count[1] += share + rest
+                rest = 0
+        return [Count(group, *count) for group, count in counts.items()]
 
-    def _groups_of(self) -> Callable[[RecordedCommand], Sequence[Group]]:
+    def _groups_of(self) -> Callable[[Words, int], Collection[Group]]:
+        """Return what tells the groups of a command that came at a time."""
         if self.by == "command":
-            return lambda command: (command.words[0].upper(),)
+            return lambda words, _: (words[0].upper(),)
         if self.by == "minute":
-            return lambda command: (command.time // _MINUTE_MS * _MINUTE_MS,)
-        return _keys if self.by == "key" else self._prefixes
-
-    def _prefixes(self, command: RecordedCommand) -> Sequence[Group]:
-        return list(dict.fromkeys(map(self._prefix, _keys(command))))
+            return lambda _, time: (time // _MINUTE_MS * _MINUTE_MS,)
+        if self.by == "key":
+            return lambda words, _: _keys(words)
+        return lambda words, _: {*map(self._prefix, _keys(words))}
 
     def _prefix(self, key: Group) -> Group:
         if not isinstance(key, bytes):
             return key
+        if self.depth == 1:
+            return key.partition(self.separator)[0]
         return self.separator.join(key.split(self.separator)[: self.depth])
 
 
-def _keys(command: RecordedCommand) -> Sequence[Group]:
-    return list(dict.fromkeys(keys_of(command.words) or ())) or [NO_KEY]
+def _keys(words: Words) -> Sequence[Group]:
+    entry = find(words)
+    if entry is not None and entry.only_key_at is not None:
+        return (words[entry.only_key_at],)
+    return list(dict.fromkeys(keys_of(words) or ())) or [NO_KEY]
 
 
 @dataclass(slots=True)
@@ -110,9 +139,10 @@ class Totals:
     def ordered(self, by: By, limit: int | None = None) -> Iterator[Count]:
         """Yield the groups: minutes in their order, others by bytes, most first."""
         self._put_away()
-        order = "name" if by == "minute" else "bytes DESC, commands DESC, name"
+        order = "name" if by == "minute" else "3 DESC, 2 DESC, name"
         rows = self._database.execute(
-            f"SELECT name, commands, bytes FROM counts ORDER BY {order} LIMIT ?",
+            "SELECT name, sum(commands), sum(bytes) FROM counts GROUP BY name "
+            f"ORDER BY {order} LIMIT ?",
             (-1 if limit is None else limit,),
         )
         yield from (Count(*row) for row in rows)
@@ -123,13 +153,7 @@ class Totals:
         ]
         try:
             with self._database:
-                # Of a key, SQLite takes any number of nulls for different ones.
-                self._database.executemany(
-                    "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT (ifnull(name, -1))"
-                    " DO UPDATE SET commands = commands + excluded.commands, "
-                    "bytes = bytes + excluded.bytes",
-                    rows,
-                )
+                self._database.executemany("INSERT INTO counts VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
             raise RepositoryError(
                 f"cannot keep the counts in a temporary file: {error}; TMPDIR says "
@@ -146,5 +170,4 @@ def totals() -> Iterator[Totals]:
     # which is gone when it is closed.
     with closing(sqlite3.connect("")) as database:
         database.execute("CREATE TABLE counts (name, commands INTEGER, bytes INTEGER)")
-        database.execute("CREATE UNIQUE INDEX by_name ON counts (ifnull(name, -1))")
         yield Totals(database)

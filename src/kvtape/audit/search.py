@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from kvtape.errors import VerificationError
 from kvtape.storage.commands import Damage, read_what_is_good, whole_commands
-from kvtape.storage.parallel import in_order, processes_for
+from kvtape.storage.parallel import Job, in_order, processes_for
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.segments import frame_starts, opening
 from kvtape.tape.catalogue import Slice, clip
@@ -73,10 +73,10 @@ class Search(Generic[Made]):
 def search(
     folder: SourceFolder,
     span: Span,
-    job: Search[Made],
+    job: Job[Part[Made]],
     processes: int | None = None,
 ) -> Generator[Part[Made]]:
-    """Yield what a search makes of a span, in order.
+    """Yield what a job, such as a Search, makes of a span, in order.
 
     By itself it starts as many processes as are worth it. About these, see
     kvtape.storage.parallel.in_order.

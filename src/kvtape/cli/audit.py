@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kvtape.audit.count import By, Counting
+from kvtape.audit.count import By
 from kvtape.audit.opened import open_audit
 from kvtape.cli import options, ranges
 from kvtape.cli.listing import Format, Listing, Missing
@@ -177,7 +177,7 @@ def audit(
     )
     listing.begin()
     if count_by is not None:
-        listing.count(Counting(count_by, depth=depth))
+        listing.count(count_by, depth)
     elif last is not None:
         listing.show_last(last)
     else:

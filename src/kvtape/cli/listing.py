@@ -15,10 +15,11 @@ from typing import Literal, TypeAlias, TypeVar
 from kvtape import amounts
 from kvtape.audit.count import By, Count, Counting, Totals, totals
 from kvtape.audit.opened import Audit
-from kvtape.audit.search import Search, last_found, search
+from kvtape.audit.search import Part, Search, last_found, search
 from kvtape.cli import output, rows
 from kvtape.errors import VerificationError
 from kvtape.storage.commands import Damage
+from kvtape.storage.parallel import Job
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.point import format_time
 from kvtape.tape.query import Query
@@ -115,7 +116,8 @@ class Listing:
         """List from the front."""
         if self.form == "csv":
             output.print_line(rows.CSV_HEADER)
-        for text in self._made(rows_of(self.form, self.values)):
+        job = Search(self.query, rows_of(self.form, self.values))
+        for text in self._made(job):
             lines = text.split("\n")[:-1]
             if self.limit is not None:
                 lines = lines[: self.limit - self._shown]
@@ -137,12 +139,12 @@ class Listing:
         if found:
             output.print_line(rows_of(self.form, self.values)(found).removesuffix("\n"))
 
-    def count(self, counting: Counting) -> None:
+    def count(self, by: By, depth: int) -> None:
         """Count, and show the counts."""
         with totals() as sums:
-            for counts in self._made(counting):
+            for counts in self._made(Counting(self.query, by, depth=depth)):
                 sums.add(counts)
-            for line in _count_lines(sums, counting.by, self.form, self.limit):
+            for line in _count_lines(sums, by, self.form, self.limit):
                 self._shown += 1
                 output.print_line(line)
 
@@ -152,13 +154,11 @@ class Listing:
             self.missing.note([_NOTHING])
         self.missing.end()
 
-    def _made(
-        self, make: Callable[[Sequence[RecordedCommand]], Made]
-    ) -> Iterator[Made]:
+    def _made(self, job: Job[Part[Made]]) -> Iterator[Made]:
         """Yield what is made of all that is found."""
         folder, span = self.asked.folder, self.asked.span
         total = sum(slice_.end - slice_.start for slice_ in span.slices)
-        parts = search(folder, span, Search(self.query, make), self.processes)
+        parts = search(folder, span, job, self.processes)
         # Where rows are shown as they come, they are the progress.
         quiet = self.form != "text" or not sys.stdout.isatty()
         with closing(parts), output.bars(output.stderr_console(), shown=quiet) as bars:

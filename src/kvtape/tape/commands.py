@@ -23,8 +23,9 @@ from kvtape.replication.resp import (
     packed_length,
     packed_lengths,
 )
+from kvtape.replication.tracker import NO_DB
 from kvtape.tape.facts import Facts, receipt_of
-from kvtape.tape.translate import no_commands, read_commands
+from kvtape.tape.translate import read_commands
 
 Words: TypeAlias = list[bytes]
 
@@ -105,35 +106,41 @@ class Batch:
         """Whether the recorder could not follow the commands."""
         return any(facts.summary.lost for facts in self.facts)
 
+    def sizes(
+        self, commands: Sequence[Words], wanted: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """Return how long the commands of these numbers are, and when they came."""
+        receipts = _Receipts(self.facts)
+        return [
+            (end - start, receipts.of(end))
+            for _, (start, end) in _places(commands, wanted, self.start)
+        ]
+
     def located(
         self, commands: Sequence[Words], wanted: Sequence[int]
     ) -> Iterator[RecordedCommand]:
         """Yield the commands of these numbers, which must rise, with all about them."""
-        turns = _turns(commands)
-        numbers = sorted({*turns, *wanted}) if turns else wanted
-        chosen = set(wanted) if turns else wanted
+        if not wanted:
+            return
+        settings = _settings(commands, self.db)
+        begins = [setting.number for setting in settings]
+        chosen = [settings[bisect_right(begins, number) - 1] for number in wanted]
+        multis = {setting.multi for setting in chosen if setting.multi is not None}
+        numbers = sorted(multis.union(wanted)) if multis else wanted
+        places = dict(_places(commands, numbers, self.start))
         receipts = _Receipts(self.facts)
-        db, transaction = self.db, None
-        for number, (start, end) in _places(commands, numbers, self.start):
-            words = commands[number]
-            name = turns.get(number)
-            if name == b"SELECT":
-                db = _selected(words, start)
-            elif name == b"MULTI":
-                transaction = start
-            if not turns or number in chosen:
-                yield RecordedCommand(
-                    self.replid,
-                    start,
-                    end,
-                    receipts.of(end),
-                    receipts.before(start),
-                    db,
-                    transaction,
-                    tuple(words),
-                )
-            if name == b"EXEC":
-                transaction = None
+        for number, (_, db, multi) in zip(wanted, chosen, strict=True):
+            start, end = places[number]
+            yield RecordedCommand(
+                self.replid,
+                start,
+                end,
+                receipts.of(end),
+                receipts.before(start),
+                db,
+                None if multi is None else places[multi][0],
+                tuple(commands[number]),
+            )
 
 
 def _parsed(data: bytes) -> list[Words]:
@@ -152,24 +159,42 @@ def _parsed(data: bytes) -> list[Words]:
     return commands
 
 
-def _turns(commands: Sequence[Words]) -> dict[int, bytes]:
+class _Setting(NamedTuple):
+    """What is so of the commands from a number on: the database, and their MULTI's."""
+
+    number: int
+    db: int
+    multi: int | None
+
+
+def _settings(commands: Sequence[Words], db: int) -> list[_Setting]:
+    settings = [_Setting(0, db, None)]
+    for number in _turns(commands):
+        _, db, multi = settings[-1]
+        match commands[number][0].upper():
+            case b"SELECT":
+                settings.append(_Setting(number, _selected(commands[number]), multi))
+            case b"MULTI":
+                settings.append(_Setting(number, db, number))
+            case _:
+                settings.append(_Setting(number + 1, db, None))
+    return settings
+
+
+def _turns(commands: Sequence[Words]) -> list[int]:
     """Return the numbers of the commands that change where the others are."""
-    names = {name: name.upper() for name in set(map(name_of, commands))}
-    if _TURNS.isdisjoint(names.values()):
-        return {}
-    return {
-        number: name
-        for number, words in enumerate(commands)
-        if (name := names[words[0]]) in _TURNS
-    }
+    names = {name for name in set(map(name_of, commands)) if name.upper() in _TURNS}
+    if not names:
+        return []
+    return [number for number, words in enumerate(commands) if words[0] in names]
 
 
-def _selected(words: Words, start: int) -> int:
-    try:
-        _, db = words
-        return int(db)
-    except ValueError:
-        raise no_commands(start) from None
+def _selected(words: Words) -> int:
+    # Others were found to be no commands when they were recorded.
+    match words:
+        case [_, number] if number.isdigit():
+            return int(number)
+    return NO_DB
 
 
 def _places(
