@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kvtape.tape.names import (
     SOURCE_NAME,
+    FilterName,
     GapName,
     HistoryName,
     SegmentName,
@@ -31,6 +32,15 @@ def test_the_path_of_a_segment_names_it(
 ) -> None:
     name = SegmentName(replid, *span, first, last)
     assert parse(name.path) == name
+
+
+@given(replids, spans, times, times)
+def test_the_path_of_a_filter_names_its_segment(
+    replid: str, span: tuple[int, int], first: int, last: int
+) -> None:
+    name = FilterName(SegmentName(replid, *span, first, last))
+    assert parse(name.path) == name
+    assert name.replid == replid
 
 
 @given(replids, offsets, times)
@@ -58,6 +68,10 @@ def test_paths_are_those_of_the_specification() -> None:
     assert segment.path == (
         f"stream/{REPLID}/20260501/"
         "00000000000000001042-00000000000000088310-1777604400123-1777604410200.seg"
+    )
+    assert FilterName(segment).path == (
+        f"filters/{REPLID}/20260501/"
+        "00000000000000001042-00000000000000088310-1777604400123-1777604410200.keys"
     )
     folder = f"snapshots/{REPLID}/00000000000000001042-1777604399800"
     assert [snapshot.rdb, snapshot.manifest] == [

@@ -92,6 +92,27 @@ def test_what_is_put_is_listed_and_read_back(store: Store, tmp_path: Path) -> No
         assert stored.read(3) == LARGE[-7:-4]
 
 
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0, 1), (0, 10), (3, 3), (3, 7), (9, 10), (7, 12), (0, 99), (10, 12), (11, 12)],
+)
+def test_a_range_of_an_object_is_what_it_has_of_it(
+    store: Store, start: int, end: int
+) -> None:
+    store.put("a/one", b"0123456789")
+    assert store.read_range("a/one", start, end) == b"0123456789"[start:end]
+
+
+def test_a_range_of_an_empty_object_is_empty(store: Store) -> None:
+    store.put("a/empty", b"")
+    assert store.read_range("a/empty", 0, 5) == b""
+
+
+def test_a_range_of_a_large_object_is_all_of_that_range(store: Store) -> None:
+    store.put("a/large", LARGE)
+    assert store.read_range("a/large", 5, len(LARGE) - 3) == LARGE[5:-3]
+
+
 def test_a_listing_goes_as_deep_as_it_is_asked_to(store: Store) -> None:
     for path in ("top", "a/one", "a/b/two", "a/b/c/three", "ab/four"):
         store.put(path, b"x")
@@ -118,6 +139,8 @@ def test_an_object_that_is_not_there_is_not_found(store: Store) -> None:
     store.put("a/one", b"1")
     with pytest.raises(FileNotFoundError):
         store.read("a/two")
+    with pytest.raises(FileNotFoundError):
+        store.read_range("a/two", 0, 5)
     with pytest.raises(FileNotFoundError):
         store.open("b/two")
 
@@ -391,6 +414,7 @@ def test_every_error_of_a_store_becomes_one_sentence(
     calls: dict[str, Callable[[], object]] = {
         "list broken://bucket/repo": lambda: store.list("a/"),
         "read broken://bucket/repo/a/b": lambda: store.read("a/b"),
+        "read broken://bucket/repo/a/c": lambda: store.read_range("a/c", 0, 1),
         "write broken://bucket/repo/a/b": lambda: store.put("a/b", b""),
     }
     for verb, call in calls.items():

@@ -60,6 +60,10 @@ class TroubledStore:
         """Read from the folder."""
         return self.store.read(path)
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Read some of it from the folder."""
+        return self.store.read_range(path, start, end)
+
     def open(self, path: str) -> BinaryIO:
         """Open in the folder, if nothing is in the way."""
         self.opened.append(path)

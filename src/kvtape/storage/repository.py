@@ -101,6 +101,10 @@ class SourceFolder:
         """Return a whole object."""
         return self.store.read(f"{self.name}/{path}")
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of an object, or what it has of them."""
+        return self.store.read_range(f"{self.name}/{path}", start, end)
+
     def open(self, path: str) -> BinaryIO:
         """Open an object for reading."""
         return self.store.open(f"{self.name}/{path}")

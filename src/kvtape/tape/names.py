@@ -23,9 +23,9 @@ _REPLID, _OFFSET, _TIME = "([0-9A-Za-z]{40})", "([0-9]{20})", "(0|[1-9][0-9]{0,1
 _DAY_MS = 24 * 60 * 60 * 1000
 
 _HISTORY = re.compile(rf"histories/{_REPLID}\.json")
-_SEGMENT = re.compile(
-    rf"stream/{_REPLID}/[0-9]{{8}}/{_OFFSET}-{_OFFSET}-{_TIME}-{_TIME}\.seg"
-)
+_RANGE = rf"{_REPLID}/[0-9]{{8}}/{_OFFSET}-{_OFFSET}-{_TIME}-{_TIME}"
+_SEGMENT = re.compile(rf"stream/{_RANGE}\.seg")
+_FILTER = re.compile(rf"filters/{_RANGE}\.keys")
 _SNAPSHOT = re.compile(
     rf"snapshots/{_REPLID}/{_OFFSET}-{_TIME}/(?:rdb\.zst|manifest\.json)"
 )
@@ -45,11 +45,24 @@ class SegmentName:
     @property
     def path(self) -> str:
         """Where it is."""
-        # Days keep the folders small, and sort as the offsets do: time never goes back
-        # within a history, even when the clock does.
-        day = _day(self.first)
-        name = f"{self.start:020}-{self.end:020}-{self.first}-{self.last}.seg"
-        return f"stream/{self.replid}/{day}/{name}"
+        return f"stream/{_range(self)}.seg"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FilterName:
+    """The filter that tells which keys a segment may name; it can be made anew."""
+
+    segment: SegmentName
+
+    @property
+    def replid(self) -> str:
+        """The history of the segment."""
+        return self.segment.replid
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return f"filters/{_range(self.segment)}.keys"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -109,11 +122,18 @@ def segment_folders(replid: str, first: int, last: int) -> list[str]:
     return [f"stream/{replid}/{day}/" for day in dict.fromkeys(days)]
 
 
+def _range(segment: SegmentName) -> str:
+    # Days keep the folders small, and sort as the offsets do: time never goes back
+    # within a history, even when the clock does.
+    name = f"{segment.start:020}-{segment.end:020}-{segment.first}-{segment.last}"
+    return f"{segment.replid}/{_day(segment.first)}/{name}"
+
+
 def _day(time: int) -> str:
     return datetime.fromtimestamp(time / 1000, UTC).strftime("%Y%m%d")
 
 
-Name = SegmentName | SnapshotName | GapName | HistoryName
+Name = SegmentName | SnapshotName | GapName | HistoryName | FilterName
 
 
 def parse(path: str) -> Name | None:
@@ -122,10 +142,11 @@ def parse(path: str) -> Name | None:
     Both files of a snapshot name the snapshot.
     """
     if match := _SEGMENT.fullmatch(path):
-        replid, start, end, first, last = match.groups()
-        segment = SegmentName(replid, int(start), int(end), int(first), int(last))
-        # In the folder of another day, or empty, it is none that was ever written.
-        return segment if segment.start < segment.end and segment.path == path else None
+        segment = _segment(match)
+        return segment if _is_written(segment, segment, path) else None
+    if match := _FILTER.fullmatch(path):
+        name = FilterName(_segment(match))
+        return name if _is_written(name, name.segment, path) else None
     if match := _SNAPSHOT.fullmatch(path):
         return SnapshotName(match[1], int(match[2]), int(match[3]))
     if match := _GAP.fullmatch(path):
@@ -133,3 +154,15 @@ def parse(path: str) -> Name | None:
     if match := _HISTORY.fullmatch(path):
         return HistoryName(match[1])
     return None
+
+
+def _segment(match: re.Match[str]) -> SegmentName:
+    replid, start, end, first, last = match.groups()
+    return SegmentName(replid, int(start), int(end), int(first), int(last))
+
+
+def _is_written(
+    name: SegmentName | FilterName, segment: SegmentName, path: str
+) -> bool:
+    # In the folder of another day, or empty, it is none that was ever written.
+    return segment.start < segment.end and name.path == path
