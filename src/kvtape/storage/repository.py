@@ -113,6 +113,10 @@ class SourceFolder:
         """Write an object."""
         self.store.put(f"{self.name}/{path}", source)
 
+    def delete(self, path: str) -> None:
+        """Delete an object."""
+        self.store.delete(f"{self.name}/{path}")
+
     def catalogue(self) -> Catalogue:
         """Return what the folder holds now."""
         listing = self.list()
