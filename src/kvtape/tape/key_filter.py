@@ -127,13 +127,13 @@ def parse_directory(head: bytes, segment: SegmentName) -> Directory:
     """Read what the filter of a segment begins with; FilterError if it is none."""
     if len(head) < HEADER_SIZE or not head.startswith(_MAGIC):
         raise FilterError("it is no key filter")
-    (version,) = _VERSION.unpack_from(head, len(_MAGIC))
-    if version != FORMAT_VERSION:
-        raise FilterError(f"it has format version {version}", is_newer=True)
     content = head[: _HEADER.size]
     (crc,) = _CRC.unpack_from(head, _HEADER.size)
     if crc != crc64.calc(content):
         raise FilterError("the header of the filter is damaged")
+    (version,) = _VERSION.unpack_from(content, len(_MAGIC))
+    if version != FORMAT_VERSION:
+        raise FilterError(f"it has format version {version}", is_newer=True)
     _must_hash_alike()
     _, _, flags, block_bytes, probes, blocks, keys, replid, start, end = _HEADER.unpack(
         content
