@@ -318,6 +318,7 @@ def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # no
         folder / "spool",
         limits=Limits(flush_interval=0.01, upload_interval=0.3),
         full_resyncs_per_hour=100,
+        key_filters=False,  # a process more, for those who want it
     )
     return replace(options, **changes)
 

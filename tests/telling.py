@@ -61,6 +61,7 @@ def options_for(
         limits=Limits(flush_interval=0.001, upload_interval=0.05, segment_size=500),
         full_resyncs_per_hour=1000,
         adopt=True,  # the port is another one each time
+        key_filters=False,  # which would be written at some time or other
     )
     return replace(options, **changes)
 

@@ -72,6 +72,7 @@ def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # no
         folder / "spool",
         limits=Limits(flush_interval=0.001, upload_interval=0.05, segment_size=300),
         full_resyncs_per_hour=1000,
+        key_filters=False,
     )
     return replace(options, **changes)
 

@@ -371,6 +371,7 @@ def options_for(url: SentinelUrl, folder: Path, prefer: Prefer) -> RecordOptions
         limits=Limits(flush_interval=0.01, upload_interval=0.2),
         full_resyncs_per_hour=100,
         prefer=prefer,
+        key_filters=False,
     )
 
 

@@ -24,6 +24,7 @@ def options_for(server: Server, folder: Path) -> RecordOptions:
         folder / "spool",
         limits=Limits(flush_interval=0.01, upload_interval=0.05),
         full_resyncs_per_hour=1,
+        key_filters=False,
     )
 
 

@@ -148,6 +148,14 @@ def record(
             show_default=False,
         ),
     ] = None,
+    key_filters: Annotated[
+        bool,
+        typer.Option(
+            help="Write for each segment which keys it names, so that the history of a "
+            "key is found without reading all segments. It is done by a second "
+            "process, of the lowest priority."
+        ),
+    ] = True,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -305,6 +313,7 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
         replica,
         params["snapshot_file"],
         options.parse_announced(params["announce"]),
+        params["key_filters"],
     )
 
 

@@ -38,11 +38,13 @@ from kvtape.record.spooling.position import (
 )
 from kvtape.record.spooling.recorder import Recorder
 from kvtape.record.spooling.room import Gauge, has_enough_free, watch
+from kvtape.record.uploading.filters import FilterWriter
 from kvtape.record.uploading.uploader import Uploader
 from kvtape.replication.replica import HIDDEN
 from kvtape.server.info import ServerInfo
 from kvtape.server.sentinel import Finder, NotFoundError
 from kvtape.signal import Signal
+from kvtape.storage.filter_child import FilterChild
 from kvtape.storage.repository import Repository, SourceFolder, create_repository
 from kvtape.storage.spool import Spool
 from kvtape.storage.store import open_store
@@ -57,12 +59,16 @@ _in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
 _LOOK_AGAIN = 1.0
 _TRY_AGAIN = 60.0
 
+# How long a stop waits for the key filters of the last segments, in seconds. Nobody
+# misses them: they are made when they are asked for.
+_FILTERS_TIMEOUT = 2.0
+
 
 class Agent:
     """Records one source until stop(). What it is made of is there to be watched.
 
     They are there when is_ready is set. begun is set then, or when it waits for what
-    may pass.
+    may pass. filter_child is for agents that share one; otherwise it has its own.
     """
 
     spool: Spool
@@ -71,13 +77,22 @@ class Agent:
     linker: Linker
     endpoint: Endpoint | None = None
 
-    def __init__(self, options: RecordOptions, journal: Journal | None = None) -> None:
+    filters: FilterWriter | None = None
+
+    def __init__(
+        self,
+        options: RecordOptions,
+        journal: Journal | None = None,
+        filter_child: FilterChild | None = None,
+    ) -> None:
         self.options = options
         self.journal = journal or Journal(options.name)
         self.begun = trio.Event()
         self.opened = trio.Event()
         self.is_ready = False
         self._finder = Finder(options.url, options.prefer)
+        self._filter_child = filter_child or FilterChild()
+        self._owns_child = filter_child is None
         self._folder: SourceFolder
         self._queued = Signal()
         self._stopping = trio.Event()
@@ -145,6 +160,8 @@ class Agent:
                 self.spool.close()
             if self.endpoint is not None:
                 self.endpoint.close()
+            if self._owns_child:
+                self._filter_child.close()
 
     # Starting.
 
@@ -259,6 +276,9 @@ class Agent:
                 return False
             self.recorder, self.uploader = parts.recorder, parts.uploader
             self.linker = parts.linker
+            if options.key_filters:
+                self.filters = FilterWriter(self._folder, self._filter_child)
+                self.uploader.filters = self.filters
         except OSError as error:
             self.spool.close()
             raise _disk_error(folder, error) from error
@@ -296,6 +316,15 @@ class Agent:
         return Standing(host, port, is_up, self.recorder.durable)
 
     async def _run(self) -> None:
+        async with trio.open_nursery() as behind:
+            if self.filters is not None:
+                behind.start_soon(self.filters.run)
+            await self._run_until_stored()
+            if self.filters is not None:
+                self.filters.finish()
+                behind.cancel_scope.deadline = trio.current_time() + _FILTERS_TIMEOUT
+
+    async def _run_until_stored(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.uploader.run)
             await self._record()

@@ -290,6 +290,23 @@ class UploadsRecover:
 
 
 @dataclass(frozen=True, slots=True)
+class FiltersFail:
+    """The key filter of a segment is not written. is_repeated: as it was before."""
+
+    name: ClassVar = "filters-fail"
+    reason: str
+    is_repeated: bool = False
+
+    @property
+    def level(self) -> int:
+        """Return how loudly to say it: nothing is lost by it."""
+        return logging.DEBUG if self.is_repeated else logging.WARNING
+
+    def __str__(self) -> str:
+        return f"a key filter is not written: {self.reason}; it is made when missed"
+
+
+@dataclass(frozen=True, slots=True)
 class SpoolFills:
     """The spool is filled beyond 70 or 90 %, or no longer."""
 
@@ -411,6 +428,7 @@ Event = (
     | SeedFails
     | UploadsFail
     | UploadsRecover
+    | FiltersFail
     | DiskFails
     | DiskRecovers
     | SourceFails

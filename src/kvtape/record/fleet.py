@@ -32,6 +32,7 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.events import SourceFails, tell, tell_to
 from kvtape.record.journal import Journal
 from kvtape.record.options import RecordOptions
+from kvtape.storage.filter_child import FilterChild
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Fleet:
         self.recordings = [Recording(one, Journal(one.name)) for one in options]
         self._beside = beside
         self._stopping = trio.Event()
+        # One for all: it takes as much memory as half of a recorder.
+        self._filter_child = FilterChild()
 
     def stop(self) -> None:
         """Have run() store what there is, and return."""
@@ -83,6 +86,12 @@ class Fleet:
 
     async def run(self) -> None:
         """Record; raises the worst of the errors that ended a source."""
+        try:
+            await self._run()
+        finally:
+            self._filter_child.close()
+
+    async def _run(self) -> None:
         if len(self.recordings) == 1:
             await self._record(self.recordings[0])
             return
@@ -133,7 +142,9 @@ class Fleet:
         return None
 
     async def _record(self, recording: Recording) -> None:
-        agent = recording.agent = Agent(recording.options, recording.journal)
+        agent = recording.agent = Agent(
+            recording.options, recording.journal, self._filter_child
+        )
         if self._stopping.is_set():
             agent.stop()
         try:

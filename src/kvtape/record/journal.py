@@ -20,6 +20,7 @@ from kvtape.record.events import (
     DiskRecovers,
     Event,
     FileStored,
+    FiltersFail,
     FullResyncBegun,
     FullResyncComplete,
     FullResyncPostponed,
@@ -98,6 +99,7 @@ class Journal:
     partial_resyncs: Counter[str] = field(default_factory=Counter)
     upload_errors: Counter[str] = field(default_factory=Counter)
     uploads: Durations = field(default_factory=Durations)
+    filter_errors: int = 0
     # Those of earlier runs, too: what is missing is missing.
     gaps: int = 0
     last_gaps: list[GapFound] = field(default_factory=list)
@@ -132,6 +134,8 @@ class Journal:
             case FileStored(path=path, seconds=seconds):
                 self.uploads.add(seconds)
                 self._note_stored(path)
+            case FiltersFail():
+                self.filter_errors += 1
             case DiskRecovers() | UploadsRecover():
                 pass
             case _:

@@ -40,6 +40,8 @@ class RecordOptions:
     snapshot_from: ServerUrl | None = None
     snapshot_file: Path | None = None
     announce: tuple[str, int] | None = None
+    # Whether to write, for each segment, a filter of the keys that it names.
+    key_filters: bool = True
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from kvtape.record.backoff import Backoff
 from kvtape.record.events import FileStored, UploadsFail, UploadsRecover, tell
 from kvtape.record.spooling.position import stored_catalogue
 from kvtape.record.uploading.comparison import Comparison, first_difference
+from kvtape.record.uploading.filters import FilterWriter
 from kvtape.record.uploading.stored import Stored, stored_before
 from kvtape.signal import Signal
 from kvtape.storage.repository import Repository, SourceFolder
@@ -58,6 +59,8 @@ class Uploader:
     the last upload failed, until one succeeds; waiting are the paths and sizes of what
     waits. uploads and failures count objects and tries.
 
+    filters, if there is one, is offered each segment that is stored.
+
     unconfirmed is the repository that the spool was begun for, if nobody could ask yet
     whether it is what stands there; that is done before anything is uploaded.
     """
@@ -71,6 +74,7 @@ class Uploader:
         unconfirmed: Repository | None = None,
     ) -> None:
         self.stored = stored
+        self.filters: FilterWriter | None = None
         self.moved = Signal()
         self.error: RepositoryError | None = None
         self.waiting: dict[str, int] = {}
@@ -182,6 +186,8 @@ class Uploader:
         name = parse(path)
         if isinstance(name, SegmentName):
             self._comparison.unchecked.append(name)
+            if self.filters is not None:
+                self.filters.offer(name, self._spool.queued_file(path))
         # Not before it is stored: a crash between the two uploads it again, and finds
         # the same content in its place.
         try:
