@@ -157,7 +157,7 @@ def test_a_child_is_not_ended_by_signals_to_all_processes(
     os.kill(process.pid, signal.SIGTERM)
     assert build(child, segment, file) == whole
     assert process_of(child) is process
-    assert os.getsid(process.pid) == process.pid  # no Ctrl-C of our terminal
+    assert os.getpgid(process.pid) == process.pid  # no Ctrl-C of our terminal
 
 
 def test_closing_ends_a_filter_that_is_being_made(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Collection
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +128,26 @@ def test_the_bytes_are_those_of_the_specification() -> None:
         "6161616161616161616161616161616161616161616161616161e803000000000000d0070000"
         "000000003aab8f7d5bd166eba96874b785020b60b49c1f"
     )
+
+
+def test_a_filter_is_read_by_what_the_specification_says() -> None:
+    # Nothing here is kvtape's; this is what docs/format.md tells others to do.
+    content = filter_of(KEYS)
+    block_bytes, probes, blocks = struct.unpack_from("<HHI", content, 12)
+
+    def is_there(key: bytes) -> bool:
+        state = h = xxhash.xxh64_intdigest(key)
+        start = 88 + (h * blocks // 2**64) * (block_bytes + 8)
+        for _ in range(probes):
+            state = (state * 47026247687942121848144207491837418733 + 1) % 2**128
+            bit = (state >> 32) % 2**64 % (8 * block_bytes)
+            if not content[start + bit // 8] & 1 << bit % 8:
+                return False
+        return True
+
+    absent = [b"other:%d" % number for number in range(1000)]
+    assert all(map(is_there, KEYS))
+    assert [is_there(key) for key in absent] == [may_name(content, k) for k in absent]
 
 
 # Damage.

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from kvtape.errors import VerificationError
 from kvtape.replication.tracker import NO_DB, Summary
 from kvtape.tape import facts as layout
-from kvtape.tape import segment
+from kvtape.tape import key_filter, segment
 from kvtape.tape.segment import (
     NEED_DATA,
     ClockDifference,
@@ -701,6 +701,7 @@ SIZES = {"u8": "B", "u16": "H", "u32": "I", "i32": "i", "u64": "Q", "i64": "q"}
         ("Ending", layout._ENDING),
         ("Seek table entry", segment._SEEK_ENTRY),
         ("Seek table footer", segment._SEEK_FOOTER),
+        ("Filter header", struct.Struct(key_filter._HEADER.format + "Q")),
     ],
 )
 def test_the_byte_tables_are_the_layouts_that_are_used(

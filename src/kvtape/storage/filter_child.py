@@ -95,8 +95,9 @@ class FilterChild:
                     [sys.executable, "-c", _BEGIN.format(sys.path)],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    # Ctrl-C on a terminal is for its parent.
-                    start_new_session=True,
+                    # Ctrl-C on a terminal is for its parent. No session of its own:
+                    # Linux may give each an equal share, whatever the priorities.
+                    process_group=0,
                 )
             return ours
 
@@ -137,6 +138,10 @@ def main() -> None:
     # A service is often ended by a signal to all its processes; its parent tells when.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        # Less than that on Linux: only when no one else wants the processor.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with socket.socket(fileno=0) as link, suppress(OSError):
         link.settimeout(_IDLE)
         while answer := _answer(link):
