@@ -17,6 +17,7 @@ from typing import TypeAlias
 from kvtape.audit.search import Search
 from kvtape.progress import NoWatch, Watch
 from kvtape.storage.commands import Damage, whole_commands
+from kvtape.storage.filters import segments_with
 from kvtape.storage.parallel import in_order, processes_for
 from kvtape.storage.reader import read_snapshot
 from kvtape.storage.repository import SourceFolder
@@ -196,9 +197,7 @@ class KeyHistory:
         self, run: Sequence[Slice], names: frozenset[bytes]
     ) -> Iterator[list[RecordedCommand] | Damage]:
         """Yield the commands of a run that may concern keys of some names."""
-        slices = list(
-            whole_commands(self.folder, replace(self.span, slices=tuple(run)))
-        )
+        slices = self._needed(replace(self.span, slices=tuple(run)), names)
         total = sum(slice_.end - slice_.start for slice_ in slices)
         advance = self.watch.stage("stream", total)
         job = Search(KeyQuery(names), list)
@@ -208,6 +207,20 @@ class KeyHistory:
                 advance(part.length)
                 if part.content is not None:
                     yield part.content
+
+    def _needed(self, span: Span, names: frozenset[bytes]) -> list[Slice]:
+        """Return what of a span may concern keys of some names, by its filters."""
+        slices = list(whole_commands(self.folder, span))
+        length = sum(slice_.end - slice_.start for slice_ in slices)
+        advance = self.watch.stage("filters", length)
+        needed = []
+        segments = [slice_.segment for slice_ in slices]
+        answers = segments_with(self.folder, segments, sorted(names))
+        for slice_, answer in zip(slices, answers, strict=True):
+            advance(slice_.end - slice_.start)
+            if answer.is_needed:
+                needed.append(slice_)
+        return needed
 
     def _clock(self, command: RecordedCommand) -> ClockDifference:
         """Return by how much the server's clock was ahead of the recorder's."""

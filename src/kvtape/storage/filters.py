@@ -24,22 +24,13 @@ from typing import BinaryIO
 
 from kvtape.errors import Error, VerificationError
 from kvtape.storage.repository import SourceFolder
+from kvtape.storage.segments import parts_of, read_frames, stream_of
 from kvtape.tape.key_filter import FilterError, hash_of, parse_directory
 from kvtape.tape.named_keys import SegmentKeys
 from kvtape.tape.names import FilterName, SegmentName
-from kvtape.tape.segment import (
-    NEED_DATA,
-    Ending,
-    Frame,
-    Header,
-    Parser,
-    Part,
-    SegmentError,
-)
+from kvtape.tape.segment import Frame
 
 _log = logging.getLogger(__name__)
-
-_PIECE = 1024 * 1024
 
 # What is read of a filter first. It has the header, and all of a filter of up to 600
 # keys: most segments of a server that writes little take one request.
@@ -153,14 +144,10 @@ def make_filter(folder: SourceFolder, segment: SegmentName) -> bytes:
     Blocks. VerificationError if the segment is missing or damaged, or if no filter that
     others could read can be made here.
     """
-    where = f"{folder.url}/{segment.path}"
-    try:
-        with folder.open(segment.path) as file:
-            return filter_of(file, segment)
-    except FileNotFoundError:
-        raise VerificationError(f"{where} is missing") from None
-    except SegmentError as error:
-        raise VerificationError(f"{where} is damaged: {error}") from None
+    keys = SegmentKeys()
+    for frame in read_frames(folder, segment, segment.end):
+        keys.feed(frame.facts, stream_of(folder, segment, frame))
+    return keys.filter(segment)
 
 
 def filter_of(file: BinaryIO, segment: SegmentName) -> bytes:
@@ -168,24 +155,8 @@ def filter_of(file: BinaryIO, segment: SegmentName) -> bytes:
 
     Blocks. SegmentError if it is damaged. Memory is that of a frame, and 8 bytes a key.
     """
-    keys, parser = SegmentKeys(), Parser()
-    while data := file.read(_PIECE):
-        parser.receive_data(data)
-        while (part := parser.next_part()) is not NEED_DATA:
-            _must_fit(part, segment)
-            if isinstance(part, Frame):
-                keys.feed(part.facts, part.stream())
-    parser.receive_end()
+    keys = SegmentKeys()
+    for part in parts_of(file, segment):
+        if isinstance(part, Frame):
+            keys.feed(part.facts, part.stream())
     return keys.filter(segment)
-
-
-def _must_fit(part: Part, segment: SegmentName) -> None:
-    match part:
-        case Header(replid=replid, start=start):
-            is_right = (replid, start) == (segment.replid, segment.start)
-        case Ending(end=end):
-            is_right = end == segment.end
-        case _:
-            is_right = True
-    if not is_right:
-        raise SegmentError("it is another segment than its name says")

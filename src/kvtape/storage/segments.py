@@ -62,10 +62,18 @@ def read_parts(folder: SourceFolder, name: SegmentName) -> Iterator[Part]:
         yield from _read_on(Parser(), file, name)
 
 
+def parts_of(file: BinaryIO, name: SegmentName) -> Iterator[Part]:
+    """Yield the parts of the segment that is in a file, from its beginning.
+
+    SegmentError if it is damaged, or another one than its name says.
+    """
+    return _read_on(Parser(), file, name)
+
+
 def read_header(folder: SourceFolder, name: SegmentName) -> Header:
     """Return a segment's header."""
-    with _opened(folder, name) as file:
-        return _header(file, name)
+    with _explained(folder, name):
+        return _header(folder, name)
 
 
 def read_frames(folder: SourceFolder, name: SegmentName, stop: int) -> Iterator[Frame]:
@@ -85,7 +93,7 @@ def read_frames_from(
         yield from read_frames(folder, name, stop)
         return
     with _opened(folder, name) as file:
-        header, index = _header(file, name), _index(file, name)
+        header, index = _header(folder, name), _index(file, name)
         frame = index.frame_at(start)
         file.seek(index.positions[frame])
         for part in _read_on(Parser.resumed(header, index, frame), file, name):
@@ -101,15 +109,15 @@ def opening(folder: SourceFolder, name: SegmentName, offset: int) -> Boundary:
     A command that the offset is in begins behind it, or there.
     """
     with _opened(folder, name) as file:
-        header, index = _header(file, name), _index(file, name)
+        header, index = _header(folder, name), _index(file, name)
         # A frame that no boundary ends holds none but its start.
         while frame := index.frame_at(offset):
-            facts = _facts(file, index, frame - 1)
+            facts = _facts(folder, name, index, frame - 1)
             if facts.boundary == facts.end:
                 _, time, since = receipt_of([facts], facts.end)
                 return Boundary(facts.end, facts.db, time, since)
             offset = facts.start
-        since = min(header.time, _facts(file, index, 0).after)
+        since = min(header.time, _facts(folder, name, index, 0).after)
         return Boundary(header.start, header.db, header.time, since)
 
 
@@ -120,7 +128,7 @@ def opening_at_time(folder: SourceFolder, name: SegmentName, time: int) -> int:
         low, high = 0, len(index.starts) - 1
         while low < high:
             middle = (low + high) // 2
-            if _facts(file, index, middle).time <= time:
+            if _facts(folder, name, index, middle).time <= time:
                 low = middle + 1
             else:
                 high = middle
@@ -143,9 +151,14 @@ def stream_of(folder: SourceFolder, name: SegmentName, frame: Frame) -> bytes:
 
 @contextmanager
 def _opened(folder: SourceFolder, name: SegmentName) -> Iterator[BinaryIO]:
+    with _explained(folder, name), folder.open(name.path) as file:
+        yield file
+
+
+@contextmanager
+def _explained(folder: SourceFolder, name: SegmentName) -> Iterator[None]:
     try:
-        with folder.open(name.path) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise VerificationError(f"{folder.url}/{name.path} is missing") from None
     except SegmentError as error:
@@ -172,10 +185,12 @@ def _must_fit(part: Part, name: SegmentName) -> None:
             pass
 
 
-def _header(file: BinaryIO, name: SegmentName) -> Header:
-    file.seek(0)
+# Single frames are read by ranges: files of object stores read far ahead.
+
+
+def _header(folder: SourceFolder, name: SegmentName) -> Header:
     parser = Parser()
-    parser.receive_data(file.read(_HEAD))
+    parser.receive_data(folder.read_range(name.path, 0, _HEAD))
     header = parser.next_part()
     if not isinstance(header, Header):
         raise SegmentError("it is cut short within its header")
@@ -194,10 +209,10 @@ def _index(file: BinaryIO, name: SegmentName) -> Index:
     raise SegmentError("it has no seek table: it was cut short, or never finished")
 
 
-def _facts(file: BinaryIO, index: Index, frame: int) -> Facts:
+def _facts(folder: SourceFolder, name: SegmentName, index: Index, frame: int) -> Facts:
     position, length = index.facts_at(frame)
-    file.seek(position)
-    return read_facts_frame(file.read(length), index.starts[frame])
+    content = folder.read_range(name.path, position, position + length)
+    return read_facts_frame(content, index.starts[frame])
 
 
 def _damaged(
