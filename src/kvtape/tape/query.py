@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from stringzilla import find as find_bytes
+
 from kvtape.replication.tracker import NO_DB
 from kvtape.tape import command_table
 from kvtape.tape.command_table import Kind
@@ -109,7 +111,9 @@ class Query:
 
     def _may_be_in(self, data: bytes) -> bool:
         """Whether the raw bytes hold what every match of a pattern has in it."""
-        return not self.globs or any(glob.needle in data for glob in self.globs)
+        return not self.globs or any(
+            find_bytes(data, glob.needle) >= 0 for glob in self.globs
+        )
 
     def _may_ask_for(self, name: bytes) -> bool:
         """Whether any command of a name may be asked for."""
@@ -172,7 +176,7 @@ class KeyQuery:
     def _may_be_in(self, data: bytes) -> bool:
         if len(self.names) > _MANY_NAMES:
             return True
-        return any(exactly(name).needle in data for name in self.names)
+        return any(find_bytes(data, exactly(name).needle) >= 0 for name in self.names)
 
 
 @dataclass(frozen=True, slots=True)
