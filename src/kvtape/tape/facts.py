@@ -276,7 +276,7 @@ def unpack_facts(content: bytes) -> Facts:
         flags, _, mark_count, name_count, after, crc, stored_crc = rest
         position = _FACTS.size
         end = position + mark_count * _MARK.size
-        # There are a hundred a second: without a loop of Python's it is a third of it.
+        # There are a hundred a second of stream, and this takes a third of a loop.
         marks = [
             Mark(start + delta, time)
             for delta, time in _MARK.iter_unpack(content[position:end])

@@ -111,9 +111,8 @@ class Query:
 
     def _may_be_in(self, data: bytes) -> bool:
         """Whether the raw bytes hold what every match of a pattern has in it."""
-        return not self.globs or any(
-            find_bytes(data, glob.needle) >= 0 for glob in self.globs
-        )
+        needles = [glob.needle for glob in self.globs]
+        return not needles or any(find_bytes(data, one) >= 0 for one in needles)
 
     def _may_ask_for(self, name: bytes) -> bool:
         """Whether any command of a name may be asked for."""
