@@ -184,9 +184,10 @@ class Abreast:
 
     async def _ask_until_abreast(self, client: Client) -> None:
         while True:
+            begun = trio.current_time()
             if await self._prove(client):
                 return
-            await trio.sleep(OFTEN)
+            await trio.sleep_until(begun + OFTEN)
 
     async def _prove(self, client: Client) -> bool:
         """Ask, and return whether we are abreast.
