@@ -16,7 +16,13 @@ from kvtape.tape.catalogue import (
     documents_of,
 )
 from kvtape.tape.documents import History
-from kvtape.tape.names import GapName, HistoryName, SegmentName, SnapshotName
+from kvtape.tape.names import (
+    FilterName,
+    GapName,
+    HistoryName,
+    SegmentName,
+    SnapshotName,
+)
 from stored import BEGAN, A, B, C, D, Stored, manifest, time_at
 
 
@@ -52,6 +58,19 @@ def test_a_recording_is_in_the_catalogue() -> None:
     assert [gap.reason for gap in catalogue.gaps] == ["why"]
     assert catalogue.stored_bytes == sum(stored.listing.values())
     assert catalogue.problems == []
+
+
+def test_key_filters_are_in_no_one_s_way() -> None:
+    stored = Stored()
+    stored.history(A)
+    stored.snapshot(A, 1000)
+    segment = stored.segment(A, 1000, 2000)
+    before = stored.catalogue()
+    stored.listing[FilterName(segment).path] = 100
+    after = stored.catalogue()
+    assert after.stored_bytes == before.stored_bytes + 100
+    before.stored_bytes += 100
+    assert after == before
 
 
 def test_only_documents_that_are_needed_are_asked_for() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from kvtape.cli.app import app
 from kvtape.cli.config import apply_config
+from kvtape.cli.record import _record_options
 from recording import Tape
 from verbs import kvtape
 
@@ -71,6 +72,24 @@ def options() -> Iterator[tuple[str, str, str, str, Any]]:
 
 
 OPTIONS = list(options())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), False),
+        (("--key-filters",), True),
+        (("--no-key-filters",), False),
+    ],
+)
+def test_what_is_on_by_default_can_be_off_in_the_file(
+    folder: Path, arguments: tuple[str, ...], expected: bool
+) -> None:
+    given = ("redis://127.0.0.1", "--repo", "repo")
+    assert _record_options(parsed("record", *given)).key_filters
+    (folder / "kvtape.toml").write_text("[record]\nkey-filters = false\n")
+    options = _record_options(parsed("record", *given, *arguments))
+    assert options.key_filters is expected
 
 
 def needed(verb: str) -> str:

@@ -14,12 +14,13 @@ import pytest
 from kvtape.errors import RepositoryError, VerificationError
 from kvtape.storage.filters import Answer, make_filter, segments_with
 from kvtape.storage.repository import SourceFolder, open_repository
-from kvtape.storage.store import Store
+from kvtape.storage.store import Store, open_store
 from kvtape.tape.command_table import find
 from kvtape.tape.facts import with_crc
 from kvtape.tape.key_filter import HEADER_SIZE
 from kvtape.tape.names import FilterName, SegmentName
 from kvtape.tape.translate import read_commands
+from object_store import Bucket
 from recording import Tape, recorded
 from tapes import decompressed
 
@@ -87,6 +88,19 @@ def test_a_segment_with_an_unknown_command_is_needed_for_every_key(tape: Tape) -
     answers = asked(tape.folder, KEY)
     assert needed(answers) == [7, 20]
     assert answers[20].may_name
+
+
+def test_an_object_store_is_asked_in_the_same_way(tape: Tape, bucket: Bucket) -> None:
+    store = open_store(bucket.url)
+    for path, _ in sorted(tape.folder.list().items()):
+        store.put(f"{tape.folder.name}/{path}", tape.folder.read(path))
+    folder = SourceFolder(store, tape.folder.name)
+    assert needed(asked(folder, KEY)) == [7]
+    assert len(filters_in(folder)) == 20
+    for segment in segments_of(folder):
+        store.delete(f"{folder.name}/{segment.path}")
+    answers = segments_with(folder, segments_of(tape.folder), [KEY, b"key:9"])
+    assert needed(answers) == [7, 9]
 
 
 def test_no_segments_are_no_answers(tape: Tape) -> None:
