@@ -137,9 +137,11 @@ def main() -> None:
     """Be the child: answer what comes over the socket that is the standard input."""
     # A service is often ended by a signal to all its processes; its parent tells when.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(19)
+    # A sandbox may forbid either; then it is no worse than without it.
+    with suppress(OSError):
+        os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
-        # Less than that on Linux: only when no one else wants the processor.
+        # Less than that, on Linux: only when no one else wants the processor.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with socket.socket(fileno=0) as link, suppress(OSError):
