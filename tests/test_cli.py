@@ -62,7 +62,7 @@ def test_every_verb_and_every_option_is_explained() -> None:
             word = word if word.startswith("-") else word.upper()
             # The option, what it takes, and then a sentence.
             assert re.search(rf"^  .*{word}\b[^\n]*\s+[A-Z]\w", shown.out, re.MULTILINE)
-            assert "<str>" not in shown.out.replace("URL <str>", "")
+            assert "<str>" not in re.sub("(URL|KEY) <str>", "", shown.out)
 
 
 def test_no_verb_is_help_and_a_mistake() -> None:

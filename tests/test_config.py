@@ -49,10 +49,15 @@ def sample(kind: object) -> tuple[str, object]:
     """Return a TOML value that an option of this type can have, and what it means."""
     if kind is bool:
         return "true", True
-    if get_origin(kind) is Literal:
-        last = get_args(kind)[-1]
-        return f'"{last}"', last
-    kinds = set(get_args(kind) or (kind,))
+    kinds = {kind} if get_origin(kind) is Literal else set(get_args(kind) or (kind,))
+    for choice in kinds:
+        if get_origin(choice) is Literal:
+            last = get_args(choice)[-1]
+            return f'"{last}"', last
+    if list[int] in kinds:
+        return "[7, 0]", [7, 0]
+    if list[str] in kinds:
+        return '["DEL", "*"]', ["DEL", "*"]
     if int in kinds:
         return "7", 7
     if Path in kinds:
@@ -93,7 +98,9 @@ def test_what_is_on_by_default_can_be_off_in_the_file(
 
 
 def needed(verb: str) -> str:
-    return 'url = "redis://h"\nrepo = "r"' if verb == "record" else 'repo = "r"'
+    return {"record": 'url = "redis://h"\n', "history": 'key = "k"\n'}.get(
+        verb, ""
+    ) + 'repo = "r"'
 
 
 def table(verb: str, key: str, value: str) -> str:
@@ -113,6 +120,17 @@ def test_every_option_can_stand_in_the_file(
     assert parsed(verb)[name] == meaning
     (folder / "kvtape.toml").rename(folder / "other.toml")
     assert parsed(verb, "--config", "other.toml")[name] == meaning
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meaning"),
+    [("key", '"user:*"', ["user:*"]), ("db", "3", [3]), ("command", '"DEL"', ["DEL"])],
+)
+def test_what_can_be_given_several_times_can_stand_there_once(
+    folder: Path, key: str, value: str, meaning: object
+) -> None:
+    (folder / "kvtape.toml").write_text(table("audit", key, value))
+    assert parsed("audit")[key] == meaning
 
 
 def test_there_are_options() -> None:

@@ -170,6 +170,11 @@ def _defaults(
         if isinstance(mine, dict):
             known = mine.keys() & allowed[own].keys()
             defaults |= {allowed[own][key]: mine[key] for key in known}
+    # What can be given several times need not be: one value will do for a list.
+    for parameter in context.command.params:
+        value = defaults.get(parameter.name or "")
+        if getattr(parameter, "multiple", False) and isinstance(value, str | int):
+            defaults[parameter.name or ""] = [value]
     return defaults
 
 
