@@ -45,25 +45,24 @@ def parsed(verb: str, *arguments: str) -> dict[str, Any]:
     return parameters
 
 
-def sample(kind: object) -> tuple[str, object]:
+SAMPLES: dict[Any, tuple[str, object]] = {
+    bool: ("true", True),
+    int: ("7", 7),
+    Path: ('"some/where"', Path("some/where")),
+    str: ('"some"', "some"),
+    list[int]: ("[7, 0]", [7, 0]),
+    list[str]: ('["DEL", "*"]', ["DEL", "*"]),
+}
+
+
+def sample(kind: Any) -> tuple[str, object]:  # noqa: ANN401
     """Return a TOML value that an option of this type can have, and what it means."""
-    if kind is bool:
-        return "true", True
-    kinds = {kind} if get_origin(kind) is Literal else set(get_args(kind) or (kind,))
-    for choice in kinds:
-        if get_origin(choice) is Literal:
-            last = get_args(choice)[-1]
-            return f'"{last}"', last
-    if list[int] in kinds:
-        return "[7, 0]", [7, 0]
-    if list[str] in kinds:
-        return '["DEL", "*"]', ["DEL", "*"]
-    if int in kinds:
-        return "7", 7
-    if Path in kinds:
-        return '"some/where"', Path("some/where")
-    assert str in kinds
-    return '"some"', "some"
+    if get_origin(kind) is not Literal and kind not in SAMPLES:
+        [kind] = set(get_args(kind)) - {type(None)}
+    if get_origin(kind) is Literal:
+        last = get_args(kind)[-1]
+        return f'"{last}"', last
+    return SAMPLES[kind]
 
 
 def options() -> Iterator[tuple[str, str, str, str, Any]]:

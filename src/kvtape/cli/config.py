@@ -60,7 +60,7 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{found} is no TOML: {error}") from None
     tables = _take_sources(context, found, content)
-    context.default_map = _defaults(context, found, content)
+    context.default_map = _as_lists(context, _defaults(context, found, content))
     if isinstance(context.obj, SourceTable):
         context.default_map |= context.obj.values
     context.meta[_SOURCES] = tables
@@ -170,12 +170,20 @@ def _defaults(
         if isinstance(mine, dict):
             known = mine.keys() & allowed[own].keys()
             defaults |= {allowed[own][key]: mine[key] for key in known}
-    # What can be given several times need not be: one value will do for a list.
-    for parameter in context.command.params:
-        value = defaults.get(parameter.name or "")
-        if getattr(parameter, "multiple", False) and isinstance(value, str | int):
-            defaults[parameter.name or ""] = [value]
     return defaults
+
+
+def _as_lists(context: typer.Context, defaults: dict[str, object]) -> dict[str, object]:
+    """Return defaults in which one value is a list where there may be several."""
+    several = {
+        parameter.name
+        for parameter in context.command.params
+        if getattr(parameter, "multiple", False)
+    }
+    return {
+        name: [value] if name in several and not isinstance(value, list) else value
+        for name, value in defaults.items()
+    }
 
 
 def _keys(command: object) -> dict[str, str]:
