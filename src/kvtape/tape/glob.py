@@ -21,6 +21,8 @@ from kvtape.errors import UsageError
 
 _CRLF = b"\r\n"
 _ANY = b".*"
+_BACKSLASH, _DASH = b"\\-"
+_NOT_ASCII = 0x80
 
 # One place of a pattern: the byte that must stand there, or the expression for others.
 _Place: TypeAlias = int | bytes
@@ -128,24 +130,32 @@ def _set(pattern: bytes, at: int) -> tuple[bytes, int]:
     members: list[tuple[int, int]] = []
     at = begin + is_negated
     while pattern[at : at + 1] != b"]":
-        first, at = _member(pattern, at)
-        last = first
-        if pattern[at : at + 1] == b"-" and pattern[at + 1 : at + 2] not in (b"", b"]"):
-            last, at = _member(pattern, at + 1)
-        members.append((min(first, last), max(first, last)))
+        pair, at = _members(pattern, at)
+        members.append(pair)
     ranges = b"".join(b"\\x%02x-\\x%02x" % pair for pair in members)
     if not ranges:
         return (b"." if is_negated else b"(?!)"), at
     return b"[%s%s]" % (b"^" if is_negated else b"", ranges), at
 
 
-def _member(pattern: bytes, at: int) -> tuple[int, int]:
-    """Return one byte of a bracket, and what comes behind it."""
-    if pattern[at : at + 1] == b"\\":
-        at += 1
-    if at >= len(pattern):
+def _members(pattern: bytes, at: int) -> tuple[tuple[int, int], int]:
+    """Return the range that begins there in a bracket, and what comes behind it.
+
+    As to the servers, what stands behind a dash is always its other end, a closing
+    bracket and a backslash, too; and what a backslash stands before begins no range.
+    """
+    first, *rest = pattern[at : at + 3] or b"["
+    if first == _BACKSLASH and rest:
+        return (rest[0], rest[0]), at + 2
+    if len(rest) > 1 and rest[0] == _DASH:
+        low, high = sorted((first, rest[1]))
+        if low < _NOT_ASCII <= high:
+            # Whether chars have a sign decides what lies between, which machines do.
+            raise _no_glob(pattern, "a range of other bytes than ASCII begins in it")
+        return (low, high), at + 3
+    if not rest:
         raise _no_glob(pattern, "a bracket is not closed")
-    return pattern[at], at + 1
+    return (first, first), at + 1
 
 
 def _no_glob(pattern: bytes, why: str) -> UsageError:
