@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtape.replication.resp import pack, packed_length, packed_lengths
+from kvtape.replication.resp import pack, packed_ends, packed_length, packed_lengths
 
 # Where a length gets another digit, and where the tables of lengths end.
 SIZES = [0, 1, 9, 10, 99, 100, 999, 1000, 1023, 1024, 9999, 10000, 16383, 16384, 100000]
@@ -50,3 +50,22 @@ def test_the_length_of_a_command_of_many_words_is_right(count: int) -> None:
 
 def test_no_commands_have_no_length() -> None:
     assert packed_lengths([]) == 0
+    assert packed_ends([], 7) == []
+
+
+@given(st.lists(commands), st.integers(0, 2**62))
+def test_each_ends_where_those_up_to_it_do(many: list[list[bytes]], start: int) -> None:
+    assert packed_ends(many, start) == [
+        start + packed_lengths(many[:count]) for count in range(1, len(many) + 1)
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_ends_where_it_does_whatever_the_size_of_a_word(size: int) -> None:
+    for large in ([b"SET", bytes(size)], [b"x"] * (size + 1)):
+        one = len(by_hand(large))
+        assert packed_ends([large, [b"PING"], large], 5) == [
+            5 + one,
+            5 + one + 14,
+            5 + one + 14 + one,
+        ]

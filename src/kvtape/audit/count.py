@@ -115,8 +115,8 @@ class Counting:
 
 def _keys(words: Words) -> Sequence[Group]:
     entry = find(words)
-    if entry is not None and entry.only_key_at is not None:
-        return (words[entry.only_key_at],)
+    if entry is not None and (at := entry.only_key_at) and len(words) > at:
+        return (words[at],)
     return list(dict.fromkeys(keys_of(words) or ())) or [NO_KEY]
 
 

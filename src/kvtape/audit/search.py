@@ -63,11 +63,17 @@ class Search(Generic[Made]):
             if isinstance(good, Damage):
                 yield Part(good.end - at, good)
             else:
-                found = list(self.query.find(good))
-                yield Part(good.end - at, self.make(found) if found else None)
+                yield Part(good.end - at, self._made(good))
             at = good.end
         if at < slice_.end:
             yield Part(slice_.end - at, None)
+
+    def _made(self, batch: Batch) -> Made | Damage | None:
+        try:
+            found = list(self.query.find(batch))
+        except VerificationError as error:  # its bytes are no commands
+            return Damage(batch.replid, batch.start, batch.end, str(error))
+        return self.make(found) if found else None
 
 
 def search(

@@ -62,7 +62,7 @@ def shown_words(words: Sequence[bytes], values: Values) -> Sequence[Word]:
     """
     if values == "full":
         return words
-    entry = find(words)
+    entry = find(words) if is_known(words) else None
     open_words = {0}
     if entry is not None:
         open_words |= set(range(1 + entry.name.count(" ")))

@@ -19,13 +19,13 @@ import hiredis
 
 from kvtape.replication.resp import (
     PIECE,
+    pack,
     packed_ends,
     packed_length,
     packed_lengths,
 )
-from kvtape.replication.tracker import NO_DB
 from kvtape.tape.facts import Facts, receipt_of
-from kvtape.tape.translate import read_commands
+from kvtape.tape.translate import no_commands, read_commands
 
 Words: TypeAlias = list[bytes]
 
@@ -84,18 +84,27 @@ class Batch:
 
     def parsed(self) -> list[Words]:
         """Return all commands; VerificationError where the bytes are no commands."""
-        try:
-            commands = _parsed(self.data)
-            if self._has_all(commands):
-                return commands
-        except (hiredis.ProtocolError, TypeError, MemoryError):
-            pass  # what is wrong, and where, is found by going step by step
-        return [words for words, _, _ in read_commands(self.data, self.start)]
+        if not self.is_lost:
+            try:
+                commands = _parsed(self.data)
+                if self._has_all(commands):
+                    return commands
+            except (hiredis.ProtocolError, TypeError, MemoryError):
+                pass  # what is wrong, and where, is found by going step by step
+        return list(self._one_by_one())
+
+    def _one_by_one(self) -> Iterator[Words]:
+        """Yield all commands, each compared with its bytes."""
+        for words, start, end in read_commands(self.data, self.start):
+            own = self.data[start - self.start : end - self.start]
+            if not _is_command(words) or pack(*words) != own:
+                raise no_commands(start)
+            yield words
 
     def _has_all(self, commands: Sequence[Words]) -> bool:
         """Whether commands are what the bytes are."""
         first, last = self.facts[0], self.facts[-1]
-        if (first.start, last.end) == (self.start, self.end) and not self.is_lost:
+        if (first.start, last.end) == (self.start, self.end):
             # They were followed, and measured, when they were recorded.
             counted = sum(facts.summary.commands for facts in self.facts)
             return len(commands) == counted
@@ -122,7 +131,7 @@ class Batch:
         """Yield the commands of these numbers, which must rise, with all about them."""
         if not wanted:
             return
-        settings = _settings(commands, self.db)
+        settings = _settings(commands, self.db, self.start)
         begins = [setting.number for setting in settings]
         chosen = [settings[bisect_right(begins, number) - 1] for number in wanted]
         multis = {setting.multi for setting in chosen if setting.multi is not None}
@@ -159,6 +168,11 @@ def _parsed(data: bytes) -> list[Words]:
     return commands
 
 
+def _is_command(parsed: object) -> bool:
+    """Whether it is what hiredis makes of a command, and no map, set or nested list."""
+    return isinstance(parsed, list) and all(isinstance(word, bytes) for word in parsed)
+
+
 class _Setting(NamedTuple):
     """What is so of the commands from a number on: the database, and their MULTI's."""
 
@@ -167,13 +181,14 @@ class _Setting(NamedTuple):
     multi: int | None
 
 
-def _settings(commands: Sequence[Words], db: int) -> list[_Setting]:
+def _settings(commands: Sequence[Words], db: int, start: int) -> list[_Setting]:
     settings = [_Setting(0, db, None)]
     for number in _turns(commands):
         _, db, multi = settings[-1]
         match commands[number][0].upper():
             case b"SELECT":
-                settings.append(_Setting(number, _selected(commands[number]), multi))
+                db = _selected(commands, number, start)
+                settings.append(_Setting(number, db, multi))
             case b"MULTI":
                 settings.append(_Setting(number, db, number))
             case _:
@@ -189,12 +204,11 @@ def _turns(commands: Sequence[Words]) -> list[int]:
     return [number for number, words in enumerate(commands) if words[0] in names]
 
 
-def _selected(words: Words) -> int:
-    # Others were found to be no commands when they were recorded.
-    match words:
-        case [_, number] if number.isdigit():
-            return int(number)
-    return NO_DB
+def _selected(commands: Sequence[Words], number: int, start: int) -> int:
+    match commands[number]:
+        case [_, db] if db.isdigit():
+            return int(db)
+    raise no_commands(start + packed_lengths(commands[:number]))
 
 
 def _places(

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from kvtape.errors import ProtocolError
 from kvtape.tape.command_table import Effect, KeyUse, Kind, find
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.key_expiry import NEVER, STORES, UNKNOWN, Clock, Expiry, given_by
@@ -134,11 +135,15 @@ class Follower:
             self._transaction = command.transaction
             self._lost_fields.clear()
         entry = find(command.words)
+        uses: Sequence[KeyUse] = ()
+        try:
+            uses = () if entry is None else entry.keys(command.words)
+        except ProtocolError:
+            entry = None  # it has not the words that it should
         if entry is None:
             return self._unsettle(command, set(command.words[1:]))
         match entry.kind:
             case Kind.KEYS:
-                uses = entry.keys(command.words)
                 return self._follow_keys(command, entry.name, uses)
             case Kind.DATABASES:
                 return list(self._follow_databases(command, entry.name))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from stringzilla import find as find_bytes
 
+from kvtape.errors import ProtocolError
 from kvtape.replication.tracker import NO_DB
 from kvtape.tape import command_table
 from kvtape.tape.command_table import Kind
@@ -93,6 +94,15 @@ class Query:
             return range(len(commands))
         if len(self.globs) != 1:
             return _passing(commands, tests)
+        try:
+            return self._matching(commands, tests)
+        except IndexError:  # one has fewer words than it should
+            return _passing(commands, tests)
+
+    def _matching(
+        self, commands: Sequence[Words], tests: Mapping[bytes, _Test | None]
+    ) -> Sequence[int]:
+        """Return the same as _passing, for one pattern, and faster."""
         # What most commands are gets by without a call of Python's for each.
         ats = {
             name: test.at if isinstance(test, _OnlyKey) else 0
@@ -186,7 +196,8 @@ class _OnlyKey:
     globs: tuple[Glob, ...]
 
     def __call__(self, words: Words) -> bool:
-        return any(glob.matches(words[self.at]) for glob in self.globs)
+        keys = words[self.at : self.at + 1] or words[1:]
+        return any(glob.matches(key) for key in keys for glob in self.globs)
 
 
 def _passing(
@@ -204,14 +215,21 @@ def _passing(
 
 
 def keys_of(words: Sequence[bytes]) -> list[bytes] | None:
-    """Return the keys that a command names; None if it is not known which they are."""
+    """Return the keys that a command names; None if it is not known which they are.
+
+    That is so, too, of a command that has not the words that it should: a later release
+    may take it otherwise.
+    """
     entry = command_table.find(words)
-    return None if entry is None else [words[use.at] for use in entry.keys(words)]
+    try:
+        return None if entry is None else [words[use.at] for use in entry.keys(words)]
+    except ProtocolError:
+        return None
 
 
 def is_known(words: Sequence[bytes]) -> bool:
     """Whether it is known what a command does."""
-    return command_table.find(words) is not None
+    return keys_of(words) is not None
 
 
 def _is_silent(name: bytes) -> bool:
