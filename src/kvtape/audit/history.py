@@ -120,30 +120,39 @@ class KeyHistory:
         self, follower: Follower, more: set[bytes]
     ) -> Iterator[tuple[Moment, Item]]:
         """Yield all that became of keys of the names followed; add what to follow."""
+        # One at either end of what was asked for has nothing before it, or behind.
         holes = {(hole.end_replid, hole.end): hole for hole in self.span.holes}
-        for run in runs(self.catalogue, self.span.slices):
-            follower.forget()
+        for number, run in enumerate(runs(self.catalogue, self.span.slices)):
             hole = holes.pop((run[0].segment.replid, run[0].start), None)
+            if number or hole is not None:
+                follower.forget()
             if hole is not None:
                 yield Moment(follower.run, run[0].start), hole
-            root = self._root(run)
-            for content in self._found(run, follower.names):
-                if isinstance(content, Damage):
-                    follower.forget()
-                    yield Moment(follower.run, content.start), content
-                    continue
-                for command in content:
-                    if root is not None and root.name.offset <= command.start:
-                        yield from self._begin(follower, root)
-                        root = None
-                    more |= {*sources(command, follower.names)} - follower.names
-                    moment = Moment(follower.run, command.start)
-                    for event in follower.follow(command):
-                        yield moment, event
-            if root is not None:
-                yield from self._begin(follower, root)
+            yield from self._told_of(run, follower, more)
         for hole in holes.values():
+            follower.forget()
             yield Moment(follower.run, hole.start), hole
+
+    def _told_of(
+        self, run: Sequence[Slice], follower: Follower, more: set[bytes]
+    ) -> Iterator[tuple[Moment, Item]]:
+        """Yield the same of a run without a hole."""
+        root = self._root(run)
+        for content in self._found(run, follower.names):
+            if isinstance(content, Damage):
+                follower.forget()
+                yield Moment(follower.run, content.start), content
+                continue
+            for command in content:
+                if root is not None and root.name.offset <= command.start:
+                    yield from self._begin(follower, root)
+                    root = None
+                more |= {*sources(command, follower.names)} - follower.names
+                moment = Moment(follower.run, command.start)
+                for event in follower.follow(command):
+                    yield moment, event
+        if root is not None:
+            yield from self._begin(follower, root)
 
     def _begin(
         self, follower: Follower, root: Snapshot

@@ -205,10 +205,11 @@ def _turns(commands: Sequence[Words]) -> list[int]:
 
 
 def _selected(commands: Sequence[Words], number: int, start: int) -> int:
-    match commands[number]:
-        case [_, db] if db.isdigit():
-            return int(db)
-    raise no_commands(start + packed_lengths(commands[:number]))
+    words = commands[number]
+    # A server writes no + and no space in front, which Python would take.
+    if len(words) != len((b"SELECT", b"db")) or not words[1].isdigit():
+        raise no_commands(start + packed_lengths(commands[:number]))
+    return int(words[1])
 
 
 def _places(

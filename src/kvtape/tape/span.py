@@ -78,7 +78,9 @@ def choose_span(
     holes = tuple(
         hole
         for hole in _holes(catalogue, slices)
-        if hole.end_time > low and hole.start_time <= high
+        # Clocks may differ on both sides of it: then it may end before it begins.
+        if max(hole.start_time, hole.end_time) > low
+        and min(hole.start_time, hole.end_time) <= high
     )
     return Span(_by_time(slices, low, high), holes, after, until)
 
@@ -88,6 +90,19 @@ def _story(catalogue: Catalogue) -> tuple[Slice, ...]:
     told = [slices for slices in told if slices]
     told.sort(key=lambda slices: slices[0].segment.first)
     return tuple(slice_ for slices in told for slice_ in slices)
+
+
+def _newest(catalogue: Catalogue) -> tuple[Part, ...]:
+    """Return the story of which something was received last.
+
+    That nothing of it can be restored does not matter here.
+    """
+
+    def last(story: tuple[Part, ...]) -> int:
+        slices = catalogue.bytes_of(story, 0, _FAR)
+        return slices[-1].segment.last if slices else -1
+
+    return max(stories(catalogue), key=last)
 
 
 def _by_offset(
@@ -115,13 +130,19 @@ def _lineage(
         if isinstance(point, ToOffset) and point.replid is not None
     ]
     if not replids:
-        newest = catalogue.newest_history() or stories(catalogue)[-1][-1].replid
-        return catalogue.lineage(newest)
+        return _newest(catalogue)
     lineage = catalogue.lineage(replids[-1])
-    if replids[0] not in {part.replid for part in lineage}:
+    ends = {part.replid: part.end for part in lineage}
+    if replids[0] not in ends:
         raise PointError(
             f"the history {replids[-1]} does not come from {replids[0]}, so there is "
             "no stream from the one to the other; kvtape info shows how histories part"
+        )
+    fork = ends[replids[0]]
+    if isinstance(start, ToOffset) and fork is not None and start.offset > fork:
+        raise PointError(
+            f"offset {start.offset} of the history {replids[0]} is no part of "
+            f"{replids[-1]}, which parted from it at {fork}"
         )
     return lineage
 
