@@ -71,13 +71,14 @@ def choose_span(
             f"{format_time(after)}"
         )
     if isinstance(start, ToOffset) or isinstance(end, ToOffset):
-        slices = _by_offset(catalogue, start, end)
+        slices, missing = _by_offset(catalogue, start, end)
     else:
         slices = _story(catalogue)
+        missing = list(_holes(catalogue, slices))
     low, high = -1 if after is None else after, _FAR if until is None else until
     holes = tuple(
         hole
-        for hole in _holes(catalogue, slices)
+        for hole in missing
         # Clocks may differ on both sides of it: then it may end before it begins.
         if max(hole.start_time, hole.end_time) > low
         and min(hole.start_time, hole.end_time) <= high
@@ -107,7 +108,7 @@ def _newest(catalogue: Catalogue) -> tuple[Part, ...]:
 
 def _by_offset(
     catalogue: Catalogue, start: Point | None, end: Point | None
-) -> tuple[Slice, ...]:
+) -> tuple[tuple[Slice, ...], list[Hole]]:
     lineage = _lineage(catalogue, start, end)
     stored = catalogue.bytes_of(lineage, 0, _FAR)
     first = start.offset if isinstance(start, ToOffset) else 0
@@ -117,7 +118,13 @@ def _by_offset(
     for point in (start, end):
         if isinstance(point, ToOffset):
             _must_be_recorded(lineage[-1].replid, stored, point.offset)
-    return clip(stored, first, last)
+    # Both ends may be at the other side of a hole.
+    holes = [
+        hole
+        for hole in _holes(catalogue, stored)
+        if first <= hole.start and hole.end <= last
+    ]
+    return clip(stored, first, last), holes
 
 
 def _lineage(
