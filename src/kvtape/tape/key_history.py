@@ -82,7 +82,11 @@ class Event:
 
 
 class Link(NamedTuple):
-    """A value came to target at a moment from source, where its life began at born."""
+    """A value came to target from source, where its life began at born.
+
+    at is the end of the command that brought it; in target its life begins with the
+    start of that.
+    """
 
     at: Moment
     target: Place
@@ -240,7 +244,7 @@ class Follower:
             at = Moment(self.run, command.end)
             self.links.append(Link(at, target, source, value.born))
             known = value.expiry if source[1] in self.names else UNKNOWN
-            self._put(target, State("there", known, at))
+            self._put(target, State("there", known, Moment(self.run, command.start)))
             yield Event(command, target, Effect.CREATES, source=source)
         if first.effect is Effect.DELETES and source[1] in self.names:
             self._put(source, _GONE)
@@ -283,7 +287,7 @@ class Follower:
                 (places[0], places[1], states[1], states[0]),
                 (places[1], places[0], states[0], states[1]),
             ):
-                self._put(target, replace(value, born=at))
+                self._put(target, replace(value, born=Moment(self.run, command.start)))
                 if value.presence != "gone":
                     self.links.append(Link(at, target, source, value.born))
                     yield Event(command, target, Effect.CREATES, source=source)
@@ -326,15 +330,26 @@ class Relevance:
         self._key = key
         self._spans: dict[Place, list[tuple[Moment, Moment]]] = {}
         for link in sorted(links, reverse=True):
-            if self.holds(link.target, link.at) and link.source != key:
+            if self._is_led_to(link) and link.source != key:
                 self._spans.setdefault(link.source, []).append((link.born, link.at))
 
     def holds(self, place: Place, moment: Moment) -> bool:
-        """Whether what happened to a key at a moment belongs to the story."""
+        """Whether what a command that begins at a moment did to a key belongs to it."""
         if place == self._key:
             return True
         spans = self._spans.get(place, ())
-        return any(begin <= moment <= end for begin, end in spans)
+        return any(begin <= moment < end for begin, end in spans)
+
+    def _is_led_to(self, link: Link) -> bool:
+        """Whether the value that came by a link is one of the story.
+
+        Neither is one that came with the command before a life began, nor the one that
+        a swap took the other way.
+        """
+        if link.target == self._key:
+            return True
+        spans = self._spans.get(link.target, ())
+        return any(begin < link.at < end for begin, end in spans)
 
 
 _LINKS: Final = frozenset({"COPY", "MOVE", "RENAME", "RENAMENX"})
