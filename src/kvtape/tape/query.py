@@ -174,7 +174,7 @@ class KeyQuery:
         if not at_large and not batch.is_lost and not self._may_be_in(batch.data):
             return
         commands = batch.parsed()
-        at_large = {words[0] for words in commands if _touches_any_key(words[0])}
+        at_large = set(filter(_touches_any_key, set(map(name_of, commands))))
         wanted = [
             number
             for number, words in enumerate(commands)
