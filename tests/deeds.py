@@ -388,9 +388,7 @@ def copy(dice: Dice, db: int) -> Deed:
         words = ("COPY", one, other, "DB", there)
     if dice.rng.random() < 0.5:
         words = (*words, "REPLACE")
-    return as_sent(
-        *words, touches=[Touch((there, other), "comes", source=(db, one))]
-    )
+    return as_sent(*words, touches=[Touch((there, other), "comes", source=(db, one))])
 
 
 def move(dice: Dice, db: int) -> Deed:

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, Self, TypeAlias
 
 from deeds import (
@@ -320,4 +320,3 @@ def _dead(row: Row, entry: Entry | None) -> Place:
     assert name in (b"DEL", b"UNLINK"), f"{row} instead of {entry}"
     assert len(keys) == 1, f"{row} instead of {entry}"
     return row.db, keys[0]
-

@@ -82,7 +82,9 @@ class Stories:
             return one.touches
         words = one.entry.words
         if words[0] == b"SWAPDB":
-            self._swap(number, *(int(word) for word in words[1:] if isinstance(word, bytes)))
+            self._swap(
+                number, *(int(word) for word in words[1:] if isinstance(word, bytes))
+            )
             return ()
         everywhere = words[0] == b"FLUSHALL"
         for place in [*self.alive, *self._faded]:

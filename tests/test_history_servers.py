@@ -9,14 +9,12 @@ from typing import Final
 
 from chronicle import Chronicle, Document, as_bytes, chronicle, history
 from deeds import Place
-from stories import Story, Stories, alive_before
+from stories import Stories, Story, alive_before
 
 _KEYS: Final = 100
 
 
-def begins_rightly(
-    told: Document, place: Place, early: dict[Place, bool]
-) -> bool:
+def begins_rightly(told: Document, place: Place, early: dict[Place, bool]) -> bool:
     """Whether what the snapshot has of a key is what was there."""
     assert (told["db"], as_bytes(told["key"])) == place
     has_ttl = early.get(place)
@@ -58,13 +56,11 @@ def check(made: Chronicle, keys: int) -> Counter[str]:
         lines = history(made.repository, place)
         snapshots = [line for line in lines if "snapshot" in line]
         [own] = [
-            line
-            for line in snapshots
-            if (line["db"], as_bytes(line["key"])) == place
+            line for line in snapshots if (line["db"], as_bytes(line["key"])) == place
         ]
         assert lines[: len(snapshots)] == snapshots
         assert begins_rightly(own, place, early), (place, own)
-        told = {numbers[line["start_offset"]]: line for line in lines[len(snapshots):]}
+        told = {numbers[line["start_offset"]]: line for line in lines[len(snapshots) :]}
         assert list(told) == sorted(told)
         assert len(told) + len(snapshots) == len(lines)
         story = stories.of[place]

@@ -131,7 +131,7 @@ class Batch:
         """Yield the commands of these numbers, which must rise, with all about them."""
         if not wanted:
             return
-        settings = _settings(commands, self.db, self.start)
+        settings = _settings(commands, self.db)
         begins = [setting.number for setting in settings]
         chosen = [settings[bisect_right(begins, number) - 1] for number in wanted]
         multis = {setting.multi for setting in chosen if setting.multi is not None}
@@ -169,8 +169,16 @@ def _parsed(data: bytes) -> list[Words]:
 
 
 def _is_command(parsed: object) -> bool:
-    """Whether it is what hiredis makes of a command, and no map, set or nested list."""
-    return isinstance(parsed, list) and all(isinstance(word, bytes) for word in parsed)
+    """Whether it is what hiredis makes of a command, and no map, set or nested list.
+
+    A SELECT must name a database.
+    """
+    match parsed:
+        case [bytes() as name, *words] if all(
+            isinstance(word, bytes) for word in words
+        ):
+            return name.upper() != b"SELECT" or (len(words) == 1 and words[0].isdigit())
+    return False
 
 
 class _Setting(NamedTuple):
@@ -181,13 +189,13 @@ class _Setting(NamedTuple):
     multi: int | None
 
 
-def _settings(commands: Sequence[Words], db: int, start: int) -> list[_Setting]:
+def _settings(commands: Sequence[Words], db: int) -> list[_Setting]:
     settings = [_Setting(0, db, None)]
     for number in _turns(commands):
         _, db, multi = settings[-1]
         match commands[number][0].upper():
             case b"SELECT":
-                db = _selected(commands, number, start)
+                db = int(commands[number][1])
                 settings.append(_Setting(number, db, multi))
             case b"MULTI":
                 settings.append(_Setting(number, db, number))
@@ -202,14 +210,6 @@ def _turns(commands: Sequence[Words]) -> list[int]:
     if not names:
         return []
     return [number for number, words in enumerate(commands) if words[0] in names]
-
-
-def _selected(commands: Sequence[Words], number: int, start: int) -> int:
-    words = commands[number]
-    # A server writes no + and no space in front, which Python would take.
-    if len(words) != len((b"SELECT", b"db")) or not words[1].isdigit():
-        raise no_commands(start + packed_lengths(commands[:number]))
-    return int(words[1])
 
 
 def _places(
