@@ -173,12 +173,10 @@ def _is_command(parsed: object) -> bool:
 
     A SELECT must name a database.
     """
-    match parsed:
-        case [bytes() as name, *words] if all(
-            isinstance(word, bytes) for word in words
-        ):
-            return name.upper() != b"SELECT" or (len(words) == 1 and words[0].isdigit())
-    return False
+    if not isinstance(parsed, list) or not all(isinstance(w, bytes) for w in parsed):
+        return False
+    name, *words = parsed
+    return name.upper() != b"SELECT" or (len(words) == 1 and words[0].isdigit())
 
 
 class _Setting(NamedTuple):
