@@ -205,6 +205,9 @@ class Abreast:
             # A replica without its primary has what was written since still to come.
             if info.fields.get("master_link_status", "up") == "up":
                 await recorder.until_received(info.offset)
+                # Until all was here, not until the answer was: what the stream takes
+                # to come is then within what the clocks may differ by.
+                recorder.server_clock = info.clock_ahead(before, self._clock.now())
                 # A program that was stopped waits no longer, by trio's clock.
                 if self._steady() - begun <= PROMPT:
                     self._catch_up()
