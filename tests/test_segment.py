@@ -27,18 +27,23 @@ from kvtape.replication.tracker import NO_DB, Summary
 from kvtape.tape import facts as layout
 from kvtape.tape import key_filter, segment
 from kvtape.tape.segment import (
+    FOOTER_SIZE,
     NEED_DATA,
     ClockDifference,
     Ending,
     Facts,
     Frame,
     Header,
+    Index,
     Mark,
     Parser,
     Part,
     SegmentError,
     Writer,
     crc64,
+    read_facts_frame,
+    read_index,
+    seek_table_size,
 )
 
 SPECIFICATION = Path(__file__).parents[1] / "docs" / "format.md"
@@ -737,3 +742,102 @@ def test_the_program_of_the_specification_prints_the_times(tmp_path: Path) -> No
         "1085 2026-05-01T03:00:00.017+00:00",
         "1374 2026-05-01T03:00:00.057+00:00",
     ]
+
+
+# The index.
+
+
+def index_of(content: bytes) -> Index:
+    size = seek_table_size(content[-FOOTER_SIZE:])
+    end = HEADER.start + sum(len(piece.data) for piece in PIECES)
+    return read_index(content[-size:], HEADER.start, end, len(content))
+
+
+def test_the_index_tells_where_each_frame_is() -> None:
+    content = write()
+    index = index_of(content)
+    assert index.starts == (HEADER.start, HEADER.start + len(PIECES[0].data))
+    for number, start in enumerate(index.starts):
+        position, length = index.facts_at(number)
+        facts = read_facts_frame(content[position : position + length], start)
+        assert (facts.start, facts.end - facts.start) == (
+            start,
+            len(PIECES[number].data),
+        )
+        for offset in (start, facts.end - 1):
+            assert index.frame_at(offset) == number
+    assert index.frame_at(HEADER.start - 1) == 0
+
+
+def test_a_parser_may_begin_at_any_frame() -> None:
+    content = write()
+    index = index_of(content)
+    whole = [part for part in read(content) if isinstance(part, Frame | Ending)]
+    for number, position in enumerate(index.positions):
+        for size in (1, 7, len(content)):
+            parser = Parser.resumed(HEADER, index, number)
+            parts: list[Part] = []
+            for at in range(position, len(content), size):
+                parser.receive_data(content[at : at + size])
+                parts += drain(parser)
+            parser.receive_end()
+            assert parts == whole[number:]
+            assert parser.position == len(content)
+
+
+def read_on(parser: Parser, content: bytes) -> None:
+    """Read all that follows, and check all that can be checked."""
+    parser.receive_data(content)
+    for part in drain(parser):
+        if isinstance(part, Frame):
+            part.stream()
+    parser.receive_end()
+
+
+def test_a_parser_that_begins_at_a_frame_sees_damage_behind_it() -> None:
+    content = write()
+    index = index_of(content)
+    for at in range(index.positions[1], len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        with pytest.raises(SegmentError):
+            read_on(
+                Parser.resumed(HEADER, index, 1), bytes(damaged[index.positions[1] :])
+            )
+
+
+@given(st.binary(max_size=80), st.integers(0, 2**63), st.integers(0, 2**63))
+def test_garbage_is_no_index(table: bytes, start: int, end: int) -> None:
+    with pytest.raises(SegmentError):
+        read_index(table, start, end, len(table) + 100)
+
+
+@given(st.binary(min_size=9, max_size=9))
+def test_garbage_is_no_footer(footer: bytes) -> None:
+    with pytest.raises(SegmentError, match="it has no seek table"):
+        seek_table_size(footer)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_facts(content: bytes) -> None:
+    with pytest.raises(SegmentError):
+        read_facts_frame(content, 0)
+
+
+def test_a_seek_table_that_adds_up_and_is_not_that_of_the_frames_is_damaged() -> None:
+    content = write()
+    index = index_of(content)
+    size = seek_table_size(content[-FOOTER_SIZE:])
+    end = HEADER.start + sum(len(piece.data) for piece in PIECES)
+    entries = list(index.entries)
+    entries[0], entries[1] = entries[1], entries[0]
+    entries[2], entries[3] = entries[3], entries[2]
+    table = content[-size : -size + 8] + b"".join(
+        struct.pack("<II", *entry) for entry in entries
+    )
+    with pytest.raises(SegmentError, match="seek table is damaged"):
+        read_index(table + content[-FOOTER_SIZE:], HEADER.start, end, len(content))
+    # Facts that are whole, and of another frame.
+    position, length = index.facts_at(1)
+    with pytest.raises(SegmentError, match="seek table is damaged"):
+        read_facts_frame(content[position : position + length], HEADER.start)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from kvtape.errors import PointError, UsageError
 from kvtape.tape.catalogue import Catalogue, Slice
+from kvtape.tape.documents import Gap, encode
+from kvtape.tape.names import GapName
 from kvtape.tape.orphans import orphans, stories
 from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime, format_time
 from kvtape.tape.span import Hole, Span, choose_span, runs
@@ -154,6 +156,14 @@ def test_the_reason_is_that_of_the_hole_and_not_of_another() -> None:
     stored.gap(B, 300, 400, "the second")
     reasons = [hole.reason for hole in choose_span(stored.catalogue()).holes]
     assert reasons == ["the disk was full", "the second"]
+
+
+def test_the_reason_of_another_time_is_not_given() -> None:
+    stored = recording()
+    gap = Gap(B, 300, None, time_at(1), time_at(2), "before the server went back")
+    stored.document(GapName(B, 300, None).path, encode(gap))
+    stored.segment(B, 400, 500)
+    assert choose_span(stored.catalogue()).holes[-1].reason is None
 
 
 def test_full_resyncs_follow_in_the_order_of_time() -> None:

@@ -271,6 +271,8 @@ def read_index(table: bytes, start: int, end: int, size: int) -> Index:
     SegmentError if it does not add up.
     """
     content = table[_FRAME.size : -FOOTER_SIZE]
+    if len(content) % _SEEK_ENTRY.size:
+        raise SegmentError("its seek table is damaged")
     entries = tuple(_SEEK_ENTRY.iter_unpack(content))
     ends = list(accumulate(length for length, _ in entries))
     offsets = list(accumulate((length for _, length in entries), initial=start))
@@ -287,10 +289,11 @@ def read_index(table: bytes, start: int, end: int, size: int) -> Index:
 
 def read_facts_frame(content: bytes, start: int) -> Facts:
     """Read a frame of facts by itself, of the data frame that begins at start."""
-    magic, size = _FRAME.unpack_from(content)
-    if (magic, size) != (FACTS, len(content) - _FRAME.size):
+    own = content[_FRAME.size :]
+    # The length is the table's, and so may be anything.
+    if content != _frame(FACTS, own):
         raise SegmentError("its seek table is damaged")
-    facts = layout.unpack_facts(layout.without_crc(content[_FRAME.size :], start))
+    facts = layout.unpack_facts(layout.without_crc(own, start))
     if facts.start != start:
         raise SegmentError("its seek table is damaged")
     return facts
