@@ -140,27 +140,34 @@ class Totals:
         """Yield the groups: minutes in their order, others by bytes, most first."""
         self._put_away()
         order = "name" if by == "minute" else "3 DESC, 2 DESC, name"
-        rows = self._database.execute(
-            "SELECT name, sum(commands), sum(bytes) FROM counts GROUP BY name "
-            f"ORDER BY {order} LIMIT ?",
-            (-1 if limit is None else limit,),
-        )
-        yield from (Count(*row) for row in rows)
+        with _disk():  # to order many takes room as well
+            rows = self._database.execute(
+                "SELECT name, sum(commands), sum(bytes) FROM counts GROUP BY name "
+                f"ORDER BY {order} LIMIT ?",
+                (-1 if limit is None else limit,),
+            )
+            yield from (Count(*row) for row in rows)
 
     def _put_away(self) -> None:
         rows = [
             (group, count, self._sizes[group]) for group, count in self._counts.items()
         ]
-        try:
-            with self._database:
-                self._database.executemany("INSERT INTO counts VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            raise RepositoryError(
-                f"cannot keep the counts in a temporary file: {error}; TMPDIR says "
-                "which disk it is on"
-            ) from None
+        with _disk(), self._database:
+            self._database.executemany("INSERT INTO counts VALUES (?, ?, ?)", rows)
         self._counts.clear()
         self._sizes.clear()
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Say what is wrong with the disk in a sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RepositoryError(
+            f"cannot keep the counts in a temporary file: {error}; TMPDIR says which "
+            "disk it is on"
+        ) from None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from kvtape.errors import Error, RepositoryError
@@ -50,17 +51,17 @@ def in_order(
             yield from job(folder, slice_)
         return
     with ExitStack() as stack:
-        pipes = [
+        workers = [
             _start(stack, folder, slices[number::processes], job)
             for number in range(processes)
         ]
         for number in range(len(slices)):
-            yield from _results(pipes[number % processes])
+            yield from _results(*workers[number % processes])
 
 
 def _start(
     stack: ExitStack, folder: SourceFolder, slices: Sequence[Slice], job: Job[Result]
-) -> Connection:
+) -> tuple[Connection, BaseProcess]:
     # Not forked: a store may have threads of its own, which a fork would not.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -72,15 +73,21 @@ def _start(
     stack.callback(process.join)
     stack.callback(process.terminate)
     stack.callback(ours.close)
-    return ours
+    return ours, process
 
 
-def _results(pipe: Connection) -> Iterator[Result]:
+def _results(pipe: Connection, process: BaseProcess) -> Iterator[Result]:
     """Yield the results of one slice."""
     while True:
         try:
             kind, content = pipe.recv()
         except EOFError:
+            process.join()
+            if process.exitcode is not None and process.exitcode >= 0:
+                # It has said on stderr what is wrong with it.
+                raise RuntimeError(
+                    "a process that reads the recording failed"
+                ) from None
             raise RepositoryError(
                 "a process that reads the recording was killed, as happens where "
                 "memory runs out; try again, or with less at once"
