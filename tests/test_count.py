@@ -14,6 +14,7 @@ from kvtape.audit.count import By, Count, Counting, totals
 from kvtape.errors import RepositoryError
 from kvtape.replication.resp import packed_length
 from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.query import Query
 from recording import REPLID, THEN
 
 MINUTE = 60_000
@@ -55,13 +56,17 @@ def groups_of(command: RecordedCommand, by: By, depth: int) -> set[object]:
             return {b":".join(key.split(b":")[:depth]) for key in named} or {None}
 
 
+def measured(command: RecordedCommand) -> tuple[list[bytes], int, int]:
+    return list(command.words), command.end - command.start, command.time
+
+
 def counted(
     commands: Sequence[RecordedCommand], counting: Counting, size: int = 3
 ) -> list[Count]:
     """Count commands, a few at a time as they come from the processes."""
     with totals() as sums:
         for at in range(0, len(commands), size):
-            sums.add(counting(commands[at : at + size]))
+            sums.add(counting.count(map(measured, commands[at : at + size])))
         return list(sums.ordered(counting.by))
 
 
@@ -75,7 +80,7 @@ def test_counts_are_those_of_each_command_and_bytes_add_up(
     with pytest.MonkeyPatch.context() as shrunk:
         # More groups than this are put away; of few keys that is often.
         shrunk.setattr(count, "_IN_MEMORY", in_memory)
-        found = counted(commands, Counting(by, depth=depth))
+        found = counted(commands, Counting(Query(), by, depth=depth))
     expected = Counter(
         group for command in commands for group in groups_of(command, by, depth)
     )
@@ -93,7 +98,7 @@ def test_counts_are_those_of_each_command_and_bytes_add_up(
 def test_how_the_commands_come_does_not_matter(
     commands: list[RecordedCommand], by: By
 ) -> None:
-    counting = Counting(by)
+    counting = Counting(Query(), by)
     assert counted(commands, counting, 1) == counted(commands, counting, 1000)
 
 
@@ -105,13 +110,13 @@ def recorded(*some: bytes, start: int = 0) -> RecordedCommand:
 def test_each_of_several_keys_has_its_share() -> None:
     command = recorded(b"DEL", b"a", b"bb", b"a", b"ccc")
     length = command.end - command.start
-    found = counted([command], Counting("key"))
+    found = counted([command], Counting(Query(), "key"))
     assert {one.group for one in found} == {b"a", b"bb", b"ccc"}
     assert [one.commands for one in found] == [1, 1, 1]
     assert max(one.bytes for one in found) - min(one.bytes for one in found) <= 2
     assert sum(one.bytes for one in found) == length
     # All of one prefix: it is one group.
-    [one] = counted([recorded(b"DEL", b"a:1", b"a:2")], Counting("prefix"))
+    [one] = counted([recorded(b"DEL", b"a:1", b"a:2")], Counting(Query(), "prefix"))
     assert (one.group, one.commands) == (b"a", 1)
 
 
@@ -123,14 +128,14 @@ def test_a_prefix_ends_before_the_colon_that_was_asked_for(
     depth: int, prefix: bytes
 ) -> None:
     command = recorded(b"SET", b"shop:cart:17", b"")
-    [one] = counted([command], Counting("prefix", depth=depth))
+    [one] = counted([command], Counting(Query(), "prefix", depth=depth))
     assert one.group == prefix
 
 
 def test_only_as_many_as_asked_for_are_told_the_largest_first() -> None:
     commands = [recorded(b"SET", b"k%d" % n, b"x" * n) for n in range(9)]
     with totals() as sums:
-        sums.add(Counting("key")(commands))
+        sums.add(Counting(Query(), "key").count(map(measured, commands)))
         assert [one.group for one in sums.ordered("key", 2)] == [b"k8", b"k7"]
 
 
@@ -138,7 +143,7 @@ def test_a_group_without_a_key_is_one_also_when_it_was_put_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(count, "_IN_MEMORY", 0)
-    found = counted([recorded(b"FLUSHALL")] * 5, Counting("key"), 1)
+    found = counted([recorded(b"FLUSHALL")] * 5, Counting(Query(), "key"), 1)
     assert found == [Count(None, 5, 5 * packed_length([b"FLUSHALL"]))]
 
 
@@ -147,6 +152,6 @@ def test_where_the_disk_is_full_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
     with totals() as sums:
         # To SQLite it is a full disk when there may be no more pages.
         sums._database.execute("PRAGMA max_page_count = 3")
-        with pytest.raises(RepositoryError, match="cannot keep the counts.*TMPDIR"):
-            for n in range(100):
-                sums.add([Count(b"%d" % n + b"x" * 1000, 1, 1)])
+        many = [Count(b"%d" % n + b"x" * 1000, 1, 1) for n in range(100)]
+        with pytest.raises(RepositoryError, match=r"cannot keep the counts.*TMPDIR"):
+            sums.add(many)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from kvtape.audit.search import Part
-from kvtape.errors import RepositoryError
+from kvtape.errors import RepositoryError, VerificationError
 from kvtape.storage.commands import Damage, read_what_is_good
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Slice
@@ -73,16 +73,22 @@ class Counting:
             if isinstance(good, Damage):
                 yield Part(good.end - at, good)
             else:
-                yield Part(good.end - at, self.count(good))
+                yield Part(good.end - at, self._counted(good))
             at = good.end
         if at < slice_.end:
             yield Part(slice_.end - at, None)
 
-    def count(self, batch: Batch) -> list[Count]:
-        """Return the counts of a batch."""
+    def _counted(self, batch: Batch) -> list[Count] | Damage:
+        try:
+            return self.count(self.query.find_words(batch))
+        except VerificationError as error:  # its bytes are no commands
+            return Damage(batch.replid, batch.start, batch.end, str(error))
+
+    def count(self, commands: Iterable[tuple[Words, int, int]]) -> list[Count]:
+        """Return the counts of commands: words, length, and when they came (ms)."""
         counts: dict[Group, list[int]] = {}
         groups_of = self._groups_of()
-        for words, size, time in self.query.find_words(batch):
+        for words, size, time in commands:
             groups = groups_of(words, time)
             share = size // len(groups)
             rest = size - share * len(groups)
