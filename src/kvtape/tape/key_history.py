@@ -82,11 +82,7 @@ class Event:
 
 
 class Link(NamedTuple):
-    """A value came to target from source, where its life began at born.
-
-    at is the end of the command that brought it; in target its life begins with the
-    start of that.
-    """
+    """A value came to target at a moment from source, where its life began at born."""
 
     at: Moment
     target: Place
@@ -144,7 +140,7 @@ class Follower:
             uses = () if entry is None else entry.keys(command.words)
         except ProtocolError:
             entry = None  # it has not the words that it should
-        if entry is None:
+        if entry is None or not _has_numbers(command):
             return self._unsettle(command, set(command.words[1:]))
         match entry.kind:
             case Kind.KEYS:
@@ -241,10 +237,10 @@ class Follower:
         target = (there, command.words[second.at])
         value = self.state(source)
         if target[1] in self.names:
-            at = Moment(self.run, command.end)
+            at = Moment(self.run, command.start)
             self.links.append(Link(at, target, source, value.born))
             known = value.expiry if source[1] in self.names else UNKNOWN
-            self._put(target, State("there", known, Moment(self.run, command.start)))
+            self._put(target, State("there", known, at))
             yield Event(command, target, Effect.CREATES, source=source)
         if first.effect is Effect.DELETES and source[1] in self.names:
             self._put(source, _GONE)
@@ -279,7 +275,9 @@ class Follower:
 
     def _swap(self, command: RecordedCommand) -> Iterator[Event]:
         one, other = int(command.words[1]), int(command.words[2])
-        at = Moment(self.run, command.end)
+        if one == other:
+            return
+        at = Moment(self.run, command.start)
         for name in sorted(self.names):
             places = (one, name), (other, name)
             states = [self.state(place) for place in places]
@@ -287,7 +285,7 @@ class Follower:
                 (places[0], places[1], states[1], states[0]),
                 (places[1], places[0], states[0], states[1]),
             ):
-                self._put(target, replace(value, born=Moment(self.run, command.start)))
+                self._put(target, replace(value, born=at))
                 if value.presence != "gone":
                     self.links.append(Link(at, target, source, value.born))
                     yield Event(command, target, Effect.CREATES, source=source)
@@ -315,44 +313,50 @@ class Follower:
 
 def sources(command: RecordedCommand, names: frozenset[bytes]) -> Iterator[bytes]:
     """Yield the name of a key whose value comes to one of names by a command."""
-    if command.name.decode("ascii", "replace") in _LINKS and command.words[2] in names:
-        yield command.words[1]
+    words = command.words
+    is_link = command.name.decode("ascii", "replace") in _LINKS and len(words) > _TARGET
+    if is_link and words[_TARGET] in names:
+        yield words[_SOURCE]
+
+
+def _has_numbers(command: RecordedCommand) -> bool:
+    """Whether what is taken for the number of a database is one."""
+    return command.name != b"SWAPDB" or all(map(bytes.isdigit, command.words[1:3]))
 
 
 class Relevance:
     """Which moments of which keys belong to the story of one key.
 
     All of the key's own do; of another one those between the beginning of a life and
-    the moment when its value came to the key, by whatever way.
+    the moment when its value came to the key, by whatever way. A value that comes to a
+    place begins a life there, so it belongs only to what came later from there.
     """
 
     def __init__(self, key: Place, links: Sequence[Link]) -> None:
         self._key = key
         self._spans: dict[Place, list[tuple[Moment, Moment]]] = {}
         for link in sorted(links, reverse=True):
-            if self._is_led_to(link) and link.source != key:
+            if self._came_from(link.target, link.at) and link.source != key:
                 self._spans.setdefault(link.source, []).append((link.born, link.at))
 
+    def _came_from(self, place: Place, moment: Moment) -> bool:
+        """Whether what came to a place at a moment is of the story."""
+        spans = self._spans.get(place, ())
+        return place == self._key or any(b <= moment < end for b, end in spans)
+
     def holds(self, place: Place, moment: Moment) -> bool:
-        """Whether what a command that begins at a moment did to a key belongs to it."""
+        """Whether what happened to a key at a moment belongs to the story."""
         if place == self._key:
             return True
         spans = self._spans.get(place, ())
-        return any(begin <= moment < end for begin, end in spans)
-
-    def _is_led_to(self, link: Link) -> bool:
-        """Whether the value that came by a link is one of the story.
-
-        Neither is one that came with the command before a life began, nor the one that
-        a swap took the other way.
-        """
-        if link.target == self._key:
-            return True
-        spans = self._spans.get(link.target, ())
-        return any(begin < link.at < end for begin, end in spans)
+        return any(begin <= moment <= end for begin, end in spans)
 
 
 _LINKS: Final = frozenset({"COPY", "MOVE", "RENAME", "RENAMENX"})
+
+# Where the keys of a link stand.
+_SOURCE: Final = 1
+_TARGET: Final = 2
 
 # DEL and one key.
 _ONE_KEY: Final = 2
