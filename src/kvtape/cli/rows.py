@@ -30,6 +30,9 @@ WIDTH = 80
 # What needs no quotes when a command is shown.
 _PLAIN = re.compile(rb"[!#-&(-;=-\[\]-~]+")
 
+# What JSON lets pass and a terminal may obey.
+_CONTROL = re.compile("[\x7f-\x9f]")
+
 # No word is shown longer than this, so that a long value does not hide the next ones.
 _LONGEST_WORD = 32
 
@@ -111,8 +114,9 @@ class JsonRows:
 
 
 def json_line(document: dict[str, object]) -> str:
-    """Return a document in one line."""
-    return msgspec.json.encode(document).decode()
+    """Return a document in one line, which does nothing to a terminal."""
+    line = msgspec.json.encode(document).decode()
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def text_or_base64(data: bytes) -> str | dict[str, str]:
