@@ -341,6 +341,22 @@ def test_what_is_left_out_is_said_everywhere(tmp_path: Path) -> None:
     assert (outcome.status, len(outcome.out.splitlines())) == (4, 3)
 
 
+def test_where_an_end_cannot_be_found_the_segment_is_left_out(tmp_path: Path) -> None:
+    tape = shop(tmp_path)
+    for path in Path(tape.folder.url).rglob(f"*/{1000:020}-*.seg"):
+        content = bytearray(path.read_bytes())
+        content[200] ^= 1  # in the facts
+        path.write_bytes(content)
+    within = ("--from-time", format_time(THEN + 2000))
+    for verb in (("audit",), ("audit", "--last", 9), ("history", "n", "--db", 3)):
+        plain = kvtape(*verb, "--repo", tmp_path, *within)
+        assert (plain.status, "--skip-damaged" in plain.err) == (4, True)
+        outcome = kvtape(*verb, "--repo", tmp_path, *within, "--skip-damaged")
+        assert outcome.status == 4
+        assert outcome.out.splitlines()[-1].endswith("INCR n")
+        assert outcome.err.count("are left out") == 1
+
+
 def test_a_stream_that_is_none_of_commands_is_left_out_like_damage(
     tmp_path: Path,
 ) -> None:

@@ -206,7 +206,10 @@ class KeyHistory:
         self, run: Sequence[Slice], names: frozenset[bytes]
     ) -> Iterator[list[RecordedCommand] | Damage]:
         """Yield the commands of a run that may concern keys of some names."""
-        slices = self._needed(replace(self.span, slices=tuple(run)), names)
+        span = replace(self.span, slices=tuple(run))
+        slices, damaged = whole_commands(self.folder, span)
+        yield from damaged
+        slices = self._needed(slices, names)
         total = sum(slice_.end - slice_.start for slice_ in slices)
         advance = self.watch.stage("stream", total)
         job = Search(KeyQuery(names), list)
@@ -217,9 +220,8 @@ class KeyHistory:
                 if part.content is not None:
                     yield part.content
 
-    def _needed(self, span: Span, names: frozenset[bytes]) -> list[Slice]:
-        """Return what of a span may concern keys of some names, by its filters."""
-        slices = list(whole_commands(self.folder, span))
+    def _needed(self, slices: Sequence[Slice], names: frozenset[bytes]) -> list[Slice]:
+        """Return those that may concern keys of some names, by their filters."""
         length = sum(slice_.end - slice_.start for slice_ in slices)
         advance = self.watch.stage("filters", length)
         needed = []

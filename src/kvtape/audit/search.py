@@ -87,7 +87,10 @@ def search(
     By itself it starts as many processes as are worth it. About these, see
     kvtape.storage.parallel.in_order.
     """
-    slices = list(whole_commands(folder, span))
+    slices, damaged = whole_commands(folder, span)
+    # What is damaged here is at one of the ends of what was asked for.
+    for damage in damaged:
+        yield Part(damage.end - damage.start, damage)
     chosen = processes_for(slices) if processes is None else processes
     yield from in_order(folder, slices, job, chosen)
 
@@ -101,8 +104,8 @@ def last_found(
     """
     job = Search(query, list)
     found: list[RecordedCommand] = []
-    damaged: list[Damage] = []
-    for slice_ in reversed(list(whole_commands(folder, span))):
+    slices, damaged = whole_commands(folder, span)
+    for slice_ in reversed(slices):
         for piece in _pieces_from_back(folder, slice_):
             here: deque[RecordedCommand] = deque(maxlen=count - len(found))
             damaged_here: list[Damage] = []

@@ -78,23 +78,39 @@ def commands_behind(
         end = slice_.end
 
 
-def whole_commands(folder: SourceFolder, span: Span) -> Iterator[Slice]:
-    """Yield the slices of a span, cut such that no command or transaction is.
+def whole_commands(
+    folder: SourceFolder, span: Span
+) -> tuple[list[Slice], list[Damage]]:
+    """Return the slices of a span, cut such that no command or transaction is.
 
-    What is received by a time, or up to an offset, ends with the last whole one.
+    What is received by a time, or up to an offset, ends with the last whole one. Where
+    that cannot be found, as the segment is damaged, nothing of it is used.
     """
+    whole: list[Slice] = []
+    damaged: list[Damage] = []
     for slice_ in span.slices:
-        name, start, end = slice_.segment, slice_.start, slice_.end
-        if span.after is not None and name.first <= span.after:
-            start = max(start, boundary_by(folder, name, span.after))
-        if span.until is not None and name.last > span.until:
-            end = min(end, boundary_by(folder, name, span.until))
-        if start != name.start:
-            start = find_boundary(folder, name, start).offset
-        if end != name.end:
-            end = find_boundary(folder, name, end).offset
-        if start < end:
-            yield Slice(name, start, end)
+        try:
+            cut = _whole(folder, span, slice_)
+        except VerificationError as error:
+            replid = slice_.segment.replid
+            damaged.append(Damage(replid, slice_.start, slice_.end, str(error)))
+        else:
+            if cut.start < cut.end:
+                whole.append(cut)
+    return whole, damaged
+
+
+def _whole(folder: SourceFolder, span: Span, slice_: Slice) -> Slice:
+    name, start, end = slice_.segment, slice_.start, slice_.end
+    if span.after is not None and name.first <= span.after:
+        start = max(start, boundary_by(folder, name, span.after))
+    if span.until is not None and name.last > span.until:
+        end = min(end, boundary_by(folder, name, span.until))
+    if start != name.start:
+        start = find_boundary(folder, name, start).offset
+    if end != name.end:
+        end = find_boundary(folder, name, end).offset
+    return Slice(name, start, end)
 
 
 def read_batches(
