@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from command_calls import ALL
 from kvtape.errors import ProtocolError
 from kvtape.tape.command_list import COMMANDS
-from kvtape.tape.command_table import Command, Effect, KeyUse, Kind, find, names
+from kvtape.tape.command_table import (
+    Command,
+    Effect,
+    KeyUse,
+    Kind,
+    find,
+    named,
+    names,
+)
 
 # What garbage is made of: all that has a meaning to some command, and what has none.
 MEANINGFUL = sorted({word for name in names() for word in name.encode().split()}) + (
@@ -231,3 +239,12 @@ def test_garbage_has_keys_among_its_words_or_is_a_protocol_error(
 def test_garbage_is_found_or_not(garbage: list[bytes]) -> None:
     command = find(garbage)
     assert command is None or command.name in names()
+
+
+def test_all_commands_of_a_first_word_are_found_by_it() -> None:
+    for name in names():
+        first = name.partition(" ")[0]
+        for asked in (first.encode(), first.lower().encode()):
+            expected = [each for each in names() if each.split(" ")[0] == first]
+            assert sorted(entry.name for entry in named(asked)) == expected
+    assert named(b"nosuch") == ()

@@ -571,3 +571,14 @@ def test_a_result_that_is_stored_may_be_none() -> None:
     following.follow(recorded("SUNIONSTORE", "key", "a"))
     assert following.state(KEY).presence == "unsure"
     assert following.state(KEY).expiry == NEVER
+
+
+def test_a_key_that_a_database_is_swapped_away_from_is_gone_by_command() -> None:
+    following = follower()
+    following.follow(SET)
+    swapped = recorded("SWAPDB", 0, 1, start=2000)
+    gone, made = sorted(following.follow(swapped), key=lambda event: event.place)
+    assert (gone.place, gone.effect, gone.cause) == (KEY, Effect.DELETES, "command")
+    assert (made.place, made.source) == ((1, b"key"), KEY)
+    assert following.state(KEY).presence == "gone"
+    assert following.state((1, b"key")).expiry == at(200_000)

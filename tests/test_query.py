@@ -344,3 +344,17 @@ def _facts(data: bytes, *, lost: bool = False, commands: int = 0) -> Facts:
     names = {} if lost else {b"SET": 3, b"PUBLISH": 3, b"SPUBLISH": 3}
     summary = Summary(names, NO_DB, commands, lost)
     return Facts(START, end, 0, end, 0, 1000, marks, summary, 0, 0)
+
+
+def test_of_several_commands_those_with_one_key_and_others_are_found_in_order() -> None:
+    data = b"".join(
+        command(*words)
+        for words in (("SET", "a", 1), ("DEL", "b", "a"), ("PING",), ("SET", "b", 1))
+    )
+    batch = Batch(REPLID, START, 0, (_facts(data, lost=True),), data)
+    found = Query((parse_glob(b"a"),)).find(batch)
+    assert [each.name for each in found] == [b"SET", b"DEL"]
+    # Where all are of one key, no others are looked at.
+    data = command("SET", "a", 1) + command("INCR", "b")
+    batch = Batch(REPLID, START, 0, (_facts(data, lost=True),), data)
+    assert [c.name for c in Query((parse_glob(b"b"),)).find(batch)] == [b"INCR"]

@@ -30,7 +30,9 @@ from kvtape.tape.rdb import (
     SlotInfo,
     UnknownRdbError,
     read_header,
+    type_name,
 )
+from kvtape.tape.rdb.values import walkers
 
 CRC = anycrc.Model("CRC64-REDIS")
 
@@ -696,3 +698,10 @@ def test_small_pieces_of_large_things_cost_no_more_than_their_number(
     assert time.process_time() - started < 20
     assert error is None
     assert events == read([data], values=values)[0]
+
+
+def test_every_type_of_value_that_is_read_has_a_name() -> None:
+    for magic, version in ((b"REDIS", 99), (b"VALKEY", 99)):
+        for number in walkers(magic, version):
+            assert type_name(number).islower()
+    assert (type_name(0), type_name(19), type_name(22)) == ("string", "stream", "hash")

@@ -841,3 +841,8 @@ def test_a_seek_table_that_adds_up_and_is_not_that_of_the_frames_is_damaged() ->
     position, length = index.facts_at(1)
     with pytest.raises(SegmentError, match="seek table is damaged"):
         read_facts_frame(content[position : position + length], HEADER.start)
+
+
+def test_a_seek_table_of_half_an_entry_is_damaged() -> None:
+    with pytest.raises(SegmentError, match="seek table is damaged"):
+        read_index(bytes(8 + 4 + FOOTER_SIZE), 0, 0, 100)
