@@ -1,4 +1,4 @@
-"""What a diary can be about: things done to a server, and what it has to stream of them.
+"""What a diary can be about: things done to a server, and what it streams of them.
 
 It hides what servers rewrite (SETEX, SPOP, GETDEL, relative TTLs) and how a reply tells
 whether anything was written at all. Nothing of kvtape is imported here. What the table
@@ -19,7 +19,7 @@ from plain_client import Argument, Reply, as_bytes
 Place: TypeAlias = tuple[int, bytes]
 
 # What happens to a key: it is written; it is deleted; its last element is taken with
-# it, which no command says; it gets the value of another key; it is not there, and named.
+# it, which no command says; it gets the value of another key; it is only named.
 Effect: TypeAlias = Literal["writes", "deletes", "empties", "comes", "names"]
 
 DATABASES: Final = (0, 1, 2, 5)
@@ -60,7 +60,7 @@ Replies: TypeAlias = Sequence[Reply]
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """Commands, and what follows from their replies, sent and answered at times (ms)."""
+    """Commands, and what follows from their replies and when they were sent (ms)."""
 
     commands: Sequence[Sequence[Argument]]
     told: Callable[[Replies, int, int], Sequence[Said]]
@@ -184,7 +184,8 @@ def set_number(dice: Dice, db: int) -> Deed:
     key = dice.key("n")
     if dice.rng.random() < 0.3:
         return set_with_ttl(dice, db, key, b"1")
-    words = dice.rng.choice([("INCR", key), ("DECRBY", key, 3), ("INCRBY", key, 2)])
+    choices: list[Sequence[Argument]] = [("INCR", key), ("DECRBY", key, 3)]
+    words = dice.rng.choice(choices)
     # The reply may be 0, and it was written.
     return Deed([words], lambda *_: [Said(words, [Touch((db, key), "writes")])])
 
@@ -315,7 +316,7 @@ def delete(dice: Dice, db: int) -> Deed:
 def delete_several(dice: Dice, db: int) -> Deed:
     """DEL of several keys, of which some are there."""
     keys = sorted({dice.key("sslhtz") for _ in range(3)})
-    words = ("DEL", *keys)
+    words: Sequence[Argument] = ("DEL", *keys)
 
     def told(replies: Replies, _sent: int, _answered: int) -> Sequence[Said]:
         touches = [
@@ -345,7 +346,7 @@ def _two(dice: Dice) -> tuple[bytes, bytes]:
 
 
 def rename_new(dice: Dice, db: int) -> Deed:
-    """A value gets its name only when it is complete."""
+    """RENAME of a value that gets its name only when it is complete."""
     key, value = dice.key("s"), dice.value()
     temporary = b"tmp:%d" % dice.rng.randrange(4)
     return Deed(
@@ -454,9 +455,10 @@ def zset(dice: Dice, db: int) -> Deed:
 def hash_(dice: Dice, db: int) -> Deed:
     """Set, count and delete fields."""
     key, field = dice.key("h"), dice.member()
-    words = dice.rng.choice(
-        [("HSET", key, field, 1), ("HINCRBY", key, field, 5), ("HDEL", key, field)]
-    )
+    choices: list[Sequence[Argument]] = [
+        *(("HSET", key, field, 1), ("HINCRBY", key, field, 5), ("HDEL", key, field))
+    ]
+    words = dice.rng.choice(choices)
     if words[0] == "HDEL":
         return takes(*words, at=(db, key))
     # The reply is 0 for a field that was there, which was written all the same.

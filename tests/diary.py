@@ -120,7 +120,7 @@ class Diary:
         self._server = server
         self._groups = 0
         self.plain.ask("CONFIG", "SET", "notify-keyspace-events", "Exe")
-        self._obituaries = server.client().pubsub()
+        self._obituaries = server.client().pubsub()  # type: ignore[no-untyped-call]
         self._obituaries.psubscribe("__keyevent@*__:*")
         self._obituaries.get_message(timeout=5)
 

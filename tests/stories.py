@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deeds import Place, Touch
-from diary import Written
+from diary import Row, Written
 
 # What may take the last element, which the stream does not tell.
 _TAKES: Final = frozenset(
@@ -179,18 +179,22 @@ class Stories:
             return Death(frozenset(causes), is_expiry)
         if one.row is None:
             return Death(frozenset())
-        name, *keys = one.row.words
-        ordered = "command" if one.row.transaction is None else "transaction"
+        return Death(frozenset(self._causes(one.row, life)))
+
+    def _causes(self, row: Row, life: _Life) -> set[str]:
+        """Return what may be told of what a client deleted."""
+        name, *keys = row.words
+        ordered = "command" if row.transaction is None else "transaction"
         if name in _BY_COMMAND:
-            return Death(frozenset({ordered}))
+            return {ordered}
         if len(keys) > 1:
-            return Death(frozenset({ordered, *([] if life.is_sure else ["unknown"])}))
-        if one.row.transaction is None and not self.brackets_all:
-            return Death(frozenset({"unknown"}))
-        if name.isupper() and one.row.transaction is None:
-            return Death(frozenset({"unknown"}))
+            return {ordered} if life.is_sure else {ordered, "unknown"}
+        is_marked = self.brackets_all and not name.isupper()
+        if row.transaction is None and not is_marked:
+            return {"unknown"}
+        # In a transaction, it may also have expired when it was written to.
         may_be_other = name.isupper() and life.may_expire
-        return Death(frozenset({ordered, *(["unknown"] if may_be_other else [])}))
+        return {ordered, "unknown"} if may_be_other else {ordered}
 
 
 def alive_before(written: Sequence[Written]) -> Iterator[tuple[Place, bool]]:

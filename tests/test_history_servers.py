@@ -77,5 +77,4 @@ def test_the_story_of_a_key_is_what_was_done_to_it(
     server_name: str, tmp_path: Path
 ) -> None:
     causes = check(chronicle(server_name, tmp_path), _KEYS)
-    print(causes)
     assert causes["expired"] >= 0.8 * causes.total() > 10
