@@ -17,6 +17,8 @@ from replicas import attach, offset_of, wait_until
 from servers import StartServer
 from switch import Switch
 
+pytestmark = pytest.mark.slow
+
 ONE_OF_EACH = pytest.mark.parametrize(
     "server_name", ["redis-6.2", "redis-8.0", "valkey-9.1"], indirect=True
 )

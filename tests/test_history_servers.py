@@ -7,11 +7,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from chronicle import Chronicle, Document, as_bytes, chronicle, history
+import pytest
+
+from chronicle import Chronicle, Document, as_bytes, as_ms, chronicle, history
 from deeds import Place
 from stories import Stories, Story, alive_before
 
 _KEYS: Final = 100
+
+# How exactly the agent knows the server's clock, of the same machine (ms).
+_CLOSE: Final = 30
+
+pytestmark = pytest.mark.slow
 
 
 def begins_rightly(told: Document, place: Place, early: dict[Place, bool]) -> bool:
@@ -42,6 +49,16 @@ def faults(
     return [(fault, numbers) for fault, numbers in found if numbers]
 
 
+def is_close(told: Document) -> bool:
+    """Whether a key expired so shortly before that clocks cannot tell, as far as known.
+
+    Where a TTL is streamed as it was given, it is not known to the ms when it ended.
+    """
+    if told["expires"] is None:
+        return True
+    return as_ms(told["written_after"]) - as_ms(told["expires"]) < _CLOSE
+
+
 def check(made: Chronicle, keys: int) -> Counter[str]:
     """Check the stories of keys; return the causes that were told of expirations."""
     stories = Stories(made.written, made.name == "redis-6.2")
@@ -65,11 +82,10 @@ def check(made: Chronicle, keys: int) -> Counter[str]:
         assert len(told) + len(snapshots) == len(lines)
         story = stories.of[place]
         assert not faults(told, story, set(numbers.values())), (place, told)
-        causes.update(
-            told[number]["cause"]
-            for number, death in story.deaths.items()
-            if death.is_expiry and number in told
-        )
+        for number, death in story.deaths.items():
+            if death.is_expiry and number in told:
+                causes[told[number]["cause"]] += 1
+                assert told[number]["cause"] == "expired" or is_close(told[number])
     return causes
 
 
@@ -77,4 +93,5 @@ def test_the_story_of_a_key_is_what_was_done_to_it(
     server_name: str, tmp_path: Path
 ) -> None:
     causes = check(chronicle(server_name, tmp_path), _KEYS)
-    assert causes["expired"] >= 0.8 * causes.total() > 10
+    # Where nothing else is busy it is nine of ten.
+    assert causes["expired"] >= 0.5 * causes.total() > 5
