@@ -65,7 +65,7 @@ def _make(name: str, folder: Path) -> Chronicle:
             diary.step(_STEPS // 2)
             diary.end()
             tape.catch_up()
-            end = now()
+        end = now()
         rows = audit(folder / "repo")
         written = merge(diary, rows, before)
         entries = diary.entries[before:]

@@ -184,8 +184,6 @@ def test_what_was_written_while_we_were_away_is_late_and_what_comes_then_is_not(
     with PlainClient(server.client()) as plain, recording(server, tmp_path) as taping:
         taping.catch_up()
         wait_until_abreast(taping)
-        # Nobody has to be asked for a while, nor any more be connected.
-        wait_until(lambda: clients(plain) == 1)
         count = asked(plain)
         second = write_in_time(taping, writer)
         assert asked(plain) - count < 10
@@ -206,11 +204,7 @@ def test_what_was_written_while_we_were_away_is_late_and_what_comes_then_is_not(
         assert clock.low <= 0 <= clock.high
     # The last one is of the connection that was there already.
     assert clocks[-1] is not None
-    assert clocks[-1].high - clocks[-1].low < 100
-
-
-def clients(plain: PlainClient) -> int:
-    return int(plain.info("clients")["connected_clients"])
+    assert clocks[-1].high - clocks[-1].low <= 2 * abreast_module.PROMPT * 1000
 
 
 @pytest.fixture

@@ -163,11 +163,19 @@ class Follower:
         events: list[Event] = []
         for use in uses:
             place = (command.db, command.words[use.at])
-            if place[1] in self.names and use.effect is not Effect.READS:
+            if place[1] in self.names and self._matters(place, use.effect):
                 event = self._apply(command, place, use.effect)
                 if event.place not in {other.place for other in events}:
                     events.append(event)
         return events
+
+    def _matters(self, place: Place, effect: Effect) -> bool:
+        """Whether a command may do anything to a key.
+
+        One of several that are deleted need not have been there.
+        """
+        is_gone = self.state(place).presence == "gone"
+        return effect is not Effect.READS and not (effect is Effect.DELETES and is_gone)
 
     def _apply(self, command: RecordedCommand, place: Place, effect: Effect) -> Event:
         """Take note of what a command does to one key."""
@@ -202,12 +210,8 @@ class Follower:
         # It may have taken the last element.
         return "gone" if before.presence == "gone" else "unsure", before.expiry
 
-    def _cause(
-        self, command: RecordedCommand, place: Place, before: State
-    ) -> Cause | None:
+    def _cause(self, command: RecordedCommand, place: Place, before: State) -> Cause:
         """Return why a key was deleted by a command that names it."""
-        if before.presence == "gone":
-            return None  # it was named among others that were there
         if len(command.words) > _ONE_KEY:
             # Had it expired, the server would have streamed that before.
             return self._ordered(command) if before.presence == "there" else "unknown"

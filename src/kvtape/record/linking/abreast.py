@@ -11,14 +11,15 @@ until we are abreast, then once in SELDOM.
 Between these, falling behind is noticed here: ten times a second is looked whether the
 program runs, reads, and leaves nothing unread. When the link is read and that has not
 been so for TOLERANCE, everything since the last good moment is late, before any of it
-is recorded.
+is recorded. What comes after a silence, or in a reading that may have left something
+unread, is late itself: so comes what a network has held up, when it goes on.
 
 A server that does not tell (its user lacks +info) is believed to have caught up when
 the link has stood as long as the interruption lasted, and PATIENCE at least.
 
-What is not noticed: a network or a primary that holds the stream up for less than it
-takes to be asked again. A replica is only asked how far we are behind itself, and
-whether its own link is up.
+What is not noticed: a network that is slower than the server writes, and a primary that
+holds the stream up, for less than it takes to be asked again. A replica is only asked
+how far we are behind itself, and whether its own link is up.
 
 None of it may disturb the recording: if the server cannot be asked, what is received
 stays late, and it is tried again after waits that grow.
@@ -50,9 +51,10 @@ TOLERANCE = 0.3
 # what is not late to within this.
 PROMPT = 1.0
 
-# How often to ask: while we are behind, and while we are not.
+# How often to ask: while we are behind, and while we are not. The second is how often
+# Sentinel asks the same; servers are used to it.
 OFTEN = 1.0
-SELDOM = 60.0
+SELDOM = 10.0
 
 # How long a pause is taken to have an effect, where nobody can be asked.
 PATIENCE = 10.0
@@ -90,7 +92,7 @@ class Abreast:
         self._has_left_some = False  # the last reading did, as far as is known
         self._has_heard = False  # since the last beat
         # The last moment at which all was well, and the newest receipt then.
-        self._good = steady()
+        self._good = self._read = steady()
         self._heard = self._proven = recorder.heard
         self._believed = 0.0  # when we are abreast, if the server does not tell
 
@@ -113,8 +115,14 @@ class Abreast:
         """Say that the link was read; leaves_some if there may have been more."""
         self._is_listening = False
         self._has_heard, self._has_left_some = True, leaves_some
-        if self._steady() - self._good > TOLERANCE:
+        now = self._steady()
+        silence, self._read = now - self._read, now
+        if now - self._good > TOLERANCE:
             self._fall_behind(self._heard)
+        elif self._ask is not None and (leaves_some or silence > TOLERANCE):
+            # Whether nothing was written or was held up on its way only the server can
+            # tell; without it, a stream that pauses would be late for ever.
+            self._fall_behind(self._recorder.heard)
 
     def stall(self) -> None:
         """Say that the link is not read for a while."""
@@ -171,16 +179,16 @@ class Abreast:
         while True:
             try:
                 async with ask() as client:
-                    await self._ask_until_abreast(client)
+                    while True:
+                        await self._ask_until_abreast(client)
+                        backoff.reset()
+                        # Who falls behind all the time is not to ask all the time.
+                        await trio.sleep(OFTEN)
+                        with trio.move_on_after(SELDOM):
+                            await self._fell.wait()
             except _MISHAPS as error:
                 _log.debug("cannot ask how far we are behind: %s", cause_of(error))
                 await trio.sleep(backoff.next())
-                continue
-            backoff.reset()
-            # Who falls behind all the time is not to ask all the time.
-            await trio.sleep(OFTEN)
-            with trio.move_on_after(SELDOM):
-                await self._fell.wait()
 
     async def _ask_until_abreast(self, client: Client) -> None:
         while True:
