@@ -14,7 +14,7 @@ from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.facts import ClockDifference
 from kvtape.tape.key_expiry import NEVER, UNKNOWN, Expiry, at, given_by
 from kvtape.tape.key_history import (
-    Event,
+    Episode,
     Follower,
     Moment,
     Place,
@@ -249,8 +249,8 @@ def test_what_is_claimed_of_a_key_is_never_wrong(
         server = run(asked[:end], slack)
         following = follower(known=known)
         for command in server.told[before:]:
-            for event in following.follow(command):
-                check_cause(event, server, command)
+            for episode in following.follow(command):
+                check_cause(episode, server, command)
         for place in ((db, name) for db in DBS for name in NAMES):
             check_state(following, server, place)
 
@@ -264,9 +264,11 @@ def check_state(following: Follower, server: SmallServer, place: Place) -> None:
         assert state.expiry.low <= value.expiry <= state.expiry.high
 
 
-def check_cause(event: Event, server: SmallServer, command: RecordedCommand) -> None:
-    why = server.whys.get((command.start, event.place))
-    match event.cause:
+def check_cause(
+    episode: Episode, server: SmallServer, command: RecordedCommand
+) -> None:
+    why = server.whys.get((command.start, episode.place))
+    match episode.cause:
         case "expired":
             # Or somebody deleted it when its time had come, which nobody can tell.
             assert why in ("expired", "evicted")
@@ -278,7 +280,7 @@ def check_cause(event: Event, server: SmallServer, command: RecordedCommand) -> 
             assert command.transaction is not None
         case _:
             pass
-    if event.effect is Effect.DELETES and event.cause is None:
+    if episode.effect is Effect.DELETES and episode.cause is None:
         assert why is None
 
 
@@ -289,9 +291,9 @@ def test_the_story_is_that_of_every_value_that_the_key_had(
     server = run(asked)
     following = follower()
     told = [
-        (event.place, Moment(following.run, command.start))
+        (episode.place, Moment(following.run, command.start))
         for command in server.told
-        for event in following.follow(command)
+        for episode in following.follow(command)
     ]
     relevance = Relevance(KEY, following.links)
     found = {moment.offset for place, moment in told if relevance.holds(place, moment)}
@@ -320,9 +322,11 @@ def last_cause(
     *commands: RecordedCommand, brackets_all: bool = False, known: bool = True
 ) -> object:
     following = follower(known=known, brackets_all=brackets_all)
-    events = [event for command in commands for event in following.follow(command)]
-    assert events[-1].effect is Effect.DELETES
-    return events[-1].cause
+    episodes = [
+        episode for command in commands for episode in following.follow(command)
+    ]
+    assert episodes[-1].effect is Effect.DELETES
+    return episodes[-1].cause
 
 
 SET = recorded("SET", "key", "v", "PXAT", 200_000)
@@ -391,8 +395,8 @@ def test_a_hash_that_lost_a_field_may_have_lost_its_last() -> None:
 def test_after_what_may_do_anything_nothing_is_known(command: RecordedCommand) -> None:
     following = follower()
     following.follow(SET)
-    [event] = following.follow(command)
-    assert (event.place, event.effect) == (KEY, None)
+    [episode] = following.follow(command)
+    assert (episode.place, episode.effect) == (KEY, None)
     state = following.state(KEY)
     assert (state.presence, state.expiry) == ("unsure", UNKNOWN)
     assert list(sources(command, frozenset(NAMES))) == []
@@ -409,16 +413,16 @@ def test_a_database_that_is_put_in_its_own_place_is_as_it_was() -> None:
 
 def test_a_source_of_which_nothing_is_known_gives_an_expiry_that_is_not() -> None:
     following = Follower(KEY, frozenset({b"key"}), clock)
-    [event] = following.follow(recorded("RENAME", "unknown", "key"))
-    assert event.source == (0, b"unknown")
+    [episode] = following.follow(recorded("RENAME", "unknown", "key"))
+    assert episode.source == (0, b"unknown")
     assert following.state(KEY).expiry == UNKNOWN
     assert following.state(KEY).presence == "there"
     assert following.follow(recorded("COPY", "key", "elsewhere")) == []
 
 
 def test_a_key_that_a_command_names_twice_is_one_event() -> None:
-    [event] = follower().follow(recorded("LMOVE", "key", "key", "LEFT", "RIGHT"))
-    assert event.place == KEY
+    [episode] = follower().follow(recorded("LMOVE", "key", "key", "LEFT", "RIGHT"))
+    assert episode.place == KEY
     following = follower()
     following.follow(SET)
     assert len(following.follow(recorded("DEL", "key", "key"))) == 1
@@ -443,8 +447,8 @@ def test_a_script_may_touch_keys_that_it_does_not_name() -> None:
 def test_keys_of_slots_may_be_gone() -> None:
     following = follower()
     following.follow(SET)
-    [event] = following.follow(recorded("CLUSTER", "FLUSHSLOT", 1))
-    assert (event.place, event.effect) == (KEY, None)
+    [episode] = following.follow(recorded("CLUSTER", "FLUSHSLOT", 1))
+    assert (episode.place, episode.effect) == (KEY, None)
     assert following.state(KEY).presence == "unsure"
     assert following.state(KEY).expiry == at(200_000)
     assert following.state((0, b"other")).presence == "unsure"
@@ -579,7 +583,7 @@ def test_a_key_that_a_database_is_swapped_away_from_is_gone_by_command() -> None
     following = follower()
     following.follow(SET)
     swapped = recorded("SWAPDB", 0, 1, start=2000)
-    gone, made = sorted(following.follow(swapped), key=lambda event: event.place)
+    gone, made = sorted(following.follow(swapped), key=lambda episode: episode.place)
     assert (gone.place, gone.effect, gone.cause) == (KEY, Effect.DELETES, "command")
     assert (made.place, made.source) == ((1, b"key"), KEY)
     assert following.state(KEY).presence == "gone"

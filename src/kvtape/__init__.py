@@ -44,7 +44,7 @@ from kvtape.storage.commands import Damage, recorded_commands
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.glob import Glob, parse_glob
-from kvtape.tape.key_history import Event
+from kvtape.tape.key_history import Episode
 from kvtape.tape.plan import Plan
 from kvtape.tape.point import ToLatest, ToOffset, ToTime
 from kvtape.tape.query import Query
@@ -57,8 +57,8 @@ __all__ = [
     "CheckOptions",
     "Damage",
     "DestinationError",
+    "Episode",
     "Error",
-    "Event",
     "Finding",
     "Glob",
     "Hole",

@@ -26,7 +26,7 @@ from kvtape.tape.catalogue import Catalogue, Slice, Snapshot
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.facts import ClockDifference
 from kvtape.tape.key_expiry import NEVER, at
-from kvtape.tape.key_history import Event, Follower, Moment, Place, Relevance, sources
+from kvtape.tape.key_history import Episode, Follower, Moment, Place, Relevance, sources
 from kvtape.tape.query import KeyQuery
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
 from kvtape.tape.span import Hole, Span, runs
@@ -35,7 +35,7 @@ from kvtape.tape.span import Hole, Span, runs
 # recorder's differ by no more (ms). Hosts that keep their time are far closer.
 _ASSUMED = ClockDifference(-1000, 1000)
 
-# So many events are kept until it is known which of them belong to the story.
+# So many episodes are kept until it is known which of them belong to the story.
 _KEPT = 20_000
 
 
@@ -48,12 +48,12 @@ class Beginning:
     entry: Key | None
 
 
-Item: TypeAlias = Beginning | Event | Hole | Damage
+Item: TypeAlias = Beginning | Episode | Hole | Damage
 
 
 def _subject(item: Item) -> RecordedCommand | Item:
-    """Return what an item is about: the events of one command are about that."""
-    return item.command if isinstance(item, Event) else item
+    """Return what an item is about: the episodes of one command are about that."""
+    return item.command if isinstance(item, Episode) else item
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class KeyHistory:
     def _chosen(
         self, told: Iterable[tuple[Moment, Item]], relevance: Relevance
     ) -> Iterator[Item]:
-        """Yield what belongs to the story, and of each command one event."""
+        """Yield what belongs to the story, and of each command one episode."""
         for _, group in groupby(told, lambda one: _subject(one[1])):
             belonging = [
                 item for moment, item in group if self._belongs(item, moment, relevance)
@@ -105,14 +105,14 @@ class KeyHistory:
             own = [
                 item
                 for item in belonging
-                if not isinstance(item, Event) or item.place == self.key
+                if not isinstance(item, Episode) or item.place == self.key
             ]
             yield from (own or belonging)[:1]
 
     def _belongs(self, item: Item, moment: Moment, relevance: Relevance) -> bool:
-        if not isinstance(item, Beginning | Event):
+        if not isinstance(item, Beginning | Episode):
             return True
-        if isinstance(item, Event) and item.place[1] == self.key[1]:
+        if isinstance(item, Episode) and item.place[1] == self.key[1]:
             self.elsewhere |= {item.place[0]} - {self.key[0]}
         return relevance.holds(item.place, moment)
 
@@ -149,8 +149,8 @@ class KeyHistory:
                     root = None
                 more |= {*sources(command, follower.names)} - follower.names
                 moment = Moment(follower.run, command.start)
-                for event in follower.follow(command):
-                    yield moment, event
+                for episode in follower.follow(command):
+                    yield moment, episode
         if root is not None:
             yield from self._begin(follower, root)
 

@@ -16,7 +16,7 @@ from kvtape.cli import options, output, ranges, rows
 from kvtape.cli.listing import Missing
 from kvtape.storage.commands import Damage
 from kvtape.tape.key_expiry import Expiry
-from kvtape.tape.key_history import Cause, Event, Place
+from kvtape.tape.key_history import Cause, Episode, Place
 from kvtape.tape.point import format_time
 from kvtape.tape.rdb import Key, type_name
 from kvtape.tape.span import Hole
@@ -94,7 +94,7 @@ class _Telling:
     is_json: bool
     has_any: bool = False
 
-    def lines(self, item: Beginning | Event) -> Iterator[str]:
+    def lines(self, item: Beginning | Episode) -> Iterator[str]:
         """Yield the lines of a part of the story."""
         self.has_any |= not isinstance(item, Beginning) or item.entry is not None
         if isinstance(item, Beginning):
@@ -102,7 +102,7 @@ class _Telling:
             document = _beginning_document(item)
             yield rows.json_line(document) if self.is_json else line
         elif self.is_json:
-            yield rows.json_line(self._event(item))
+            yield rows.json_line(self._episode(item))
         else:
             yield rows.TextRows(self.values).line(item.command)
             if item.cause is not None:
@@ -111,16 +111,16 @@ class _Telling:
                 shown = rows.quoted(item.place[1])
                 yield rows.cut(f"{_INDENT}as {shown} in database {item.place[0]}")
 
-    def _event(self, event: Event) -> dict[str, object]:
-        document = rows.JsonRows(self.values).row(event.command)
-        document["key"] = rows.text_or_base64(event.place[1])
-        document["effect"] = None if event.effect is None else event.effect.value
-        if event.cause is not None:
-            document["cause"] = event.cause
-            document["expires"] = _time_of(event.expiry)
-        if event.source is not None:
-            document["from"] = rows.text_or_base64(event.source[1])
-            document["from_db"] = event.source[0]
+    def _episode(self, episode: Episode) -> dict[str, object]:
+        document = rows.JsonRows(self.values).row(episode.command)
+        document["key"] = rows.text_or_base64(episode.place[1])
+        document["effect"] = None if episode.effect is None else episode.effect.value
+        if episode.cause is not None:
+            document["cause"] = episode.cause
+            document["expires"] = _time_of(episode.expiry)
+        if episode.source is not None:
+            document["from"] = rows.text_or_base64(episode.source[1])
+            document["from_db"] = episode.source[0]
         return document
 
 
@@ -134,11 +134,11 @@ _TEXTS: dict[Cause, str] = {
 }
 
 
-def _cause_text(event: Event) -> str:
-    assert event.cause is not None
-    text = _TEXTS[event.cause]
-    when = _time_of(event.expiry)
-    if when is None or event.cause in ("transaction", "command"):
+def _cause_text(episode: Episode) -> str:
+    assert episode.cause is not None
+    text = _TEXTS[episode.cause]
+    when = _time_of(episode.expiry)
+    if when is None or episode.cause in ("transaction", "command"):
         return text
     return f"{text}, its time was {when}"
 

@@ -1,6 +1,6 @@
 """What became of a key: which writes touched it, under which names, and why it went.
 
-Commands go in, events of the keys that are followed come out. Of each key is known
+Commands go in, episodes of the keys that are followed come out. Of each key is known
 whether it is there and when it expires, as far as snapshot and stream tell; what they
 do not tell is *unsure*, and stays so until something settles it. Nothing is guessed:
 
@@ -65,7 +65,7 @@ _GONE: Final = State("gone", NEVER)
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Episode:
     """What a command did to a key that is followed.
 
     effect is None where that is not known. cause is of what deletes it, if it may have
@@ -129,7 +129,7 @@ class Follower:
             for place, expiry in entries.items()
         }
 
-    def follow(self, command: RecordedCommand) -> list[Event]:
+    def follow(self, command: RecordedCommand) -> list[Episode]:
         """Take note of the next command; return what it did to keys of these names."""
         if command.transaction != self._transaction:
             self._transaction = command.transaction
@@ -148,26 +148,26 @@ class Follower:
             case Kind.DATABASES:
                 return list(self._follow_databases(command, entry.name))
             case Kind.SCRIPTS:
-                events = self._unsettle(command, set(command.words[1:]))
+                episodes = self._unsettle(command, set(command.words[1:]))
                 self._states.clear()
                 self._default = _UNSURE
-                return events
+                return episodes
             case _:
                 return []
 
     def _follow_keys(
         self, command: RecordedCommand, name: str, uses: Sequence[KeyUse]
-    ) -> list[Event]:
+    ) -> list[Episode]:
         if name in _LINKS:
             return list(self._follow_link(command, uses))
-        events: list[Event] = []
+        episodes: list[Episode] = []
         for use in uses:
             place = (command.db, command.words[use.at])
             if place[1] in self.names and self._matters(place, use.effect):
-                event = self._apply(command, place, use.effect)
-                if event.place not in {other.place for other in events}:
-                    events.append(event)
-        return events
+                episode = self._apply(command, place, use.effect)
+                if episode.place not in {other.place for other in episodes}:
+                    episodes.append(episode)
+        return episodes
 
     def _matters(self, place: Place, effect: Effect) -> bool:
         """Whether a command may do anything to a key.
@@ -177,13 +177,13 @@ class Follower:
         is_gone = self.state(place).presence == "gone"
         return effect is not Effect.READS and not (effect is Effect.DELETES and is_gone)
 
-    def _apply(self, command: RecordedCommand, place: Place, effect: Effect) -> Event:
+    def _apply(self, command: RecordedCommand, place: Place, effect: Effect) -> Episode:
         """Take note of what a command does to one key."""
         before = self.state(place)
         if effect is Effect.DELETES:
             self._put(place, _GONE)
             cause = self._cause(command, place, before)
-            return Event(command, place, effect, cause, before.expiry)
+            return Episode(command, place, effect, cause, before.expiry)
         if command.name == b"HDEL":
             self._lost_fields.add(place)
         presence, kept = self._after(command.name, effect, before)
@@ -193,7 +193,7 @@ class Follower:
             born = Moment(self.run, command.start)
         expiry = kept if given is None else given
         self._put(place, State(presence, expiry, born))
-        return Event(command, place, effect)
+        return Episode(command, place, effect)
 
     @staticmethod
     def _after(name: bytes, effect: Effect, before: State) -> tuple[Presence, Expiry]:
@@ -233,7 +233,7 @@ class Follower:
 
     def _follow_link(
         self, command: RecordedCommand, uses: Sequence[KeyUse]
-    ) -> Iterator[Event]:
+    ) -> Iterator[Episode]:
         """Follow RENAME, MOVE and COPY: what is at the source comes to the target."""
         first, second = uses
         source = (command.db, command.words[first.at])
@@ -245,13 +245,15 @@ class Follower:
             self.links.append(Link(at, target, source, value.born))
             known = value.expiry if source[1] in self.names else UNKNOWN
             self._put(target, State("there", known, at))
-            yield Event(command, target, Effect.CREATES, source=source)
+            yield Episode(command, target, Effect.CREATES, source=source)
         if first.effect is Effect.DELETES and source[1] in self.names:
             self._put(source, _GONE)
             cause = self._ordered(command)
-            yield Event(command, source, Effect.DELETES, cause, value.expiry)
+            yield Episode(command, source, Effect.DELETES, cause, value.expiry)
 
-    def _follow_databases(self, command: RecordedCommand, name: str) -> Iterator[Event]:
+    def _follow_databases(
+        self, command: RecordedCommand, name: str
+    ) -> Iterator[Episode]:
         """Follow what touches keys without naming them."""
         if name == "SWAPDB":
             yield from self._swap(command)
@@ -267,17 +269,17 @@ class Follower:
             for place in self._known_places(command):
                 if self.state(place).presence != "gone":
                     self._put(place, replace(self.state(place), presence="unsure"))
-                    yield Event(command, place, None)
+                    yield Episode(command, place, None)
             self._default = replace(self._default, presence="unsure")
 
-    def _flush(self, command: RecordedCommand, place: Place) -> Iterator[Event]:
+    def _flush(self, command: RecordedCommand, place: Place) -> Iterator[Episode]:
         before = self.state(place)
         self._put(place, _GONE)
         if before.presence != "gone":
             cause = self._ordered(command)
-            yield Event(command, place, Effect.DELETES, cause, before.expiry)
+            yield Episode(command, place, Effect.DELETES, cause, before.expiry)
 
-    def _swap(self, command: RecordedCommand) -> Iterator[Event]:
+    def _swap(self, command: RecordedCommand) -> Iterator[Episode]:
         one, other = int(command.words[1]), int(command.words[2])
         if one == other:
             return
@@ -292,24 +294,24 @@ class Follower:
                 self._put(target, replace(value, born=at))
                 if value.presence != "gone":
                     self.links.append(Link(at, target, source, value.born))
-                    yield Event(command, target, Effect.CREATES, source=source)
+                    yield Episode(command, target, Effect.CREATES, source=source)
                 elif over.presence != "gone":
                     cause = self._ordered(command)
-                    yield Event(command, target, Effect.DELETES, cause, over.expiry)
+                    yield Episode(command, target, Effect.DELETES, cause, over.expiry)
 
     def _known_places(self, command: RecordedCommand) -> list[Place]:
         """Return the places that are followed, and that something may be at."""
         here = {(command.db, name) for name in self.names}
         return sorted({*self._states, *here, self.key})
 
-    def _unsettle(self, command: RecordedCommand, words: set[bytes]) -> list[Event]:
+    def _unsettle(self, command: RecordedCommand, words: set[bytes]) -> list[Episode]:
         """Take note of a command that may do anything to the keys it names."""
         places = [(command.db, name) for name in sorted(self.names & words)]
         for place in places:
             self._put(
                 place, replace(self.state(place), presence="unsure", expiry=UNKNOWN)
             )
-        return [Event(command, place, None) for place in places]
+        return [Episode(command, place, None) for place in places]
 
     def _put(self, place: Place, state: State) -> None:
         self._states[place] = _GONE if state.presence == "gone" else state
