@@ -50,6 +50,11 @@ class Input:
         self._kept = BytesIO()
 
     @property
+    def offset(self) -> int:
+        """Where in the file the position is."""
+        return self.start + self.position
+
+    @property
     def total(self) -> int:
         """How many bytes were received."""
         return self.start + len(self.data) + self._received

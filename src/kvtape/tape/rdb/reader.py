@@ -20,8 +20,9 @@ Invariants:
   zero leaves `unused_data`: who has a whole file must look there.
 
 Decided against: decoding values (peers that do so break with each new release) and
-writing RDBs here. An envelope of Valkey's development branch (a compressed body, the
-inline updates of opcode 242) is refused as unknown.
+writing RDBs here (kvtape.tape.rdb.rewriting changes expiries, and nothing else). An
+envelope of Valkey's development branch (a compressed body, the inline updates of opcode
+242) is refused as unknown.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class RdbReader:
     @property
     def offset(self) -> int:
         """How many bytes are dealt with: between two parts, or within a value."""
-        return self._input.start + self._input.position
+        return self._input.offset
 
     @property
     def unused_data(self) -> bytes:

@@ -59,6 +59,17 @@ def read_length(data: bytes, position: int) -> tuple[int, int]:
     return int.from_bytes(take(data, position + 1, end), "big"), end
 
 
+def length_of(number: int) -> bytes:
+    """Return a length as servers write it."""
+    if number < LENGTH_14:
+        return bytes([number])
+    if number < 1 << 14:
+        return (LENGTH_14 << 8 | number).to_bytes(2, "big")
+    if number < 1 << 32:
+        return bytes([LENGTH_32]) + number.to_bytes(4, "big")
+    return bytes([LENGTH_64]) + number.to_bytes(8, "big")
+
+
 def read_int64(data: bytes, position: int) -> tuple[int, int]:
     """Return the little-endian signed 8-byte integer at position, and its end."""
     end = position + 8

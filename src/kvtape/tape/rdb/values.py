@@ -51,7 +51,8 @@ def walk(source: Input, walker: Walker) -> Walk:
     return field_expire_ms
 
 
-def _number(source: Input) -> Count:
+def next_length(source: Input) -> Count:
+    """Pass a length, and return it."""
     while True:
         try:
             number, source.position = read_length(source.data, source.position)
@@ -61,7 +62,8 @@ def _number(source: Input) -> Count:
             return number
 
 
-def _int64(source: Input) -> Count:
+def next_int64(source: Input) -> Count:
+    """Pass an integer of 8 bytes, and return it."""
     while True:
         try:
             number, source.position = read_int64(source.data, source.position)
@@ -71,7 +73,7 @@ def _int64(source: Input) -> Count:
             return number
 
 
-def _strings(source: Input, count: int, tail: int = 0) -> Walk:
+def pass_strings(source: Input, count: int, tail: int = 0) -> Walk:
     """Pass count strings, each followed by tail bytes: the loop that must be fast."""
     data, position = source.data, source.position
     for _ in range(count):
@@ -108,16 +110,16 @@ def _records(source: Input, count: int, shape: tuple[EndOf, ...]) -> Walk:
 
 def string(source: Input) -> Walk:
     """Pass a value that is one string: also every ziplist, listpack and intset."""
-    return (yield from _strings(source, 1))
+    return (yield from pass_strings(source, 1))
 
 
 def _table(source: Input, strings: int = 1, tail: int = 0) -> Walk:
-    count = yield from _number(source)
-    return (yield from _strings(source, count * strings, tail))
+    count = yield from next_length(source)
+    return (yield from pass_strings(source, count * strings, tail))
 
 
 def _list(source: Input, shape: tuple[EndOf, ...]) -> Walk:
-    count = yield from _number(source)
+    count = yield from next_length(source)
     return (yield from _records(source, count, shape))
 
 
@@ -137,7 +139,7 @@ ACTIVE_SINCE = 3  # The stream version that added a consumer's active time.
 def _stream(source: Input, version: int) -> Walk:
     yield from _list(source, (string_end, string_end))
     yield from _records(source, 3 if version == 1 else 8, (length_end,))
-    for _ in range((yield from _number(source))):
+    for _ in range((yield from next_length(source))):
         yield from _group(source, version)
     if version >= 4:
         yield from _producers(source)
@@ -148,7 +150,7 @@ def _group(source: Input, version: int) -> Walk:
     yield from string(source)
     yield from _records(source, 2 if version == 1 else 3, (length_end,))
     yield from _list(source, (_fixed(STREAM_ID + 8), length_end))
-    for _ in range((yield from _number(source))):
+    for _ in range((yield from next_length(source))):
         yield from string(source)
         source.position += 16 if version >= ACTIVE_SINCE else 8
         yield from _ids(source)
@@ -158,14 +160,14 @@ def _group(source: Input, version: int) -> Walk:
 
 
 def _ids(source: Input) -> Walk:
-    count = yield from _number(source)
+    count = yield from next_length(source)
     source.position += STREAM_ID * count
     return None
 
 
 def _producers(source: Input) -> Walk:
     yield from _records(source, 2, (length_end,))
-    for _ in range((yield from _number(source))):
+    for _ in range((yield from next_length(source))):
         yield from string(source)
         yield from _list(source, (string_end, length_end, length_end))
     return (yield from _records(source, 2, (length_end,)))
@@ -182,20 +184,20 @@ MODULE_ITEMS: Final[Mapping[int, EndOf]] = {
 
 def module(source: Input) -> Walk:
     """Pass a module's id and its items: a value, or the payload of MODULE_AUX."""
-    yield from _number(source)
+    yield from next_length(source)
     return (yield from _module_items(source))
 
 
 def key_metadata(source: Input) -> Walk:
     """Pass the payload of KEY_META of Redis: by class, a 4-byte name and items."""
-    for _ in range((yield from _number(source))):
+    for _ in range((yield from next_length(source))):
         source.position += 4
         yield from _module_items(source)
     return None
 
 
 def _module_items(source: Input) -> Walk:
-    while kind := (yield from _number(source)):
+    while kind := (yield from next_length(source)):
         end_of = MODULE_ITEMS.get(kind)
         if end_of is None:
             raise UnknownError(source.position - 1, f"unknown item {kind} of a module")
@@ -212,12 +214,12 @@ ARRAY_ITEMS: Final[Mapping[int, EndOf]] = {
 
 
 def _array(source: Input) -> Walk:
-    count = yield from _number(source)
-    if (yield from _number(source)):  # There is a place for the next insertion.
-        yield from _number(source)
+    count = yield from next_length(source)
+    if (yield from next_length(source)):  # There is a place for the next insertion.
+        yield from next_length(source)
     for _ in range(count):
-        yield from _number(source)
-        kind = yield from _number(source)
+        yield from next_length(source)
+        kind = yield from next_length(source)
         end_of = ARRAY_ITEMS.get(kind)
         if end_of is None:
             raise UnknownError(source.position - 1, f"unknown item {kind} of an array")
@@ -226,13 +228,13 @@ def _array(source: Input) -> Walk:
 
 
 def _hash_after_minimum(source: Input) -> Walk:
-    field_expire_ms = yield from _int64(source)
+    field_expire_ms = yield from next_int64(source)
     yield from _list(source, (length_end, string_end, string_end))
     return field_expire_ms
 
 
 def _listpack_after_minimum(source: Input) -> Walk:
-    field_expire_ms = yield from _int64(source)
+    field_expire_ms = yield from next_int64(source)
     yield from string(source)
     # rdb.c:rdbSaveObject (7.4) writes 0 when it knows of no expiry any more.
     return field_expire_ms or None
