@@ -54,7 +54,7 @@ _FIRST = frozenset(
 
 # The year 4188: beyond any time in use, and below the 46 bits that Redis allows
 # (t_hash.c:HFE_MAX_ABS_TIME_MSEC).
-_FAR = 70_000_000_000_000
+FAR = 70_000_000_000_000
 
 # A load may take this long (ms): what lapses meanwhile counts as lapsed.
 _MARGIN = 600_000
@@ -146,7 +146,7 @@ class FieldTtls:
             if earliest is not None and len(names) > 1:
                 self._must_have_been_there(words[1], name, earliest)
             self._set(words[1], name, _NO_TTL)
-        return [_expire_again(words[1], _FAR, names), words]
+        return [_expire_again(words[1], FAR, names), words]
 
     def _must_have_been_there(self, key: bytes, name: bytes, earliest: int) -> None:
         if earliest <= self._received + _CLOCKS_DIFFER:
@@ -155,7 +155,7 @@ class FieldTtls:
 
     def _set_with_ttl(self, words: Command) -> Rewritten | None:
         """Follow HSETEX key [FNX|FXX] [PXAT ms|KEEPTTL] FIELDS n (field value)…."""
-        at = _fields_at(words)
+        at = fields_at(words)
         options = [word.upper() for word in words[2:at]]
         if b"KEEPTTL" not in options:
             has_time = b"PXAT" in options
@@ -180,7 +180,7 @@ class FieldTtls:
             self._doubt(what, "Redis would begin at 0")
             return None
         return [
-            _expire_again(key, _FAR, [name]),
+            _expire_again(key, FAR, [name]),
             words,
             _expire_again(key, time, [name]),
         ]
@@ -327,9 +327,9 @@ def _expire_again(key: bytes, time: int, names: Sequence[bytes]) -> list[bytes |
 
 def _fields(words: Command) -> Sequence[bytes]:
     """Return the fields after FIELDS n."""
-    return words[_fields_at(words) + 2 :]
+    return words[fields_at(words) + 2 :]
 
 
-def _fields_at(words: Command) -> int:
+def fields_at(words: Command) -> int:
     """Return where FIELDS stands; a key may have that name, too."""
     return 2 + [word.upper() for word in words[2:8]].index(b"FIELDS")

@@ -13,6 +13,9 @@ decided here:
 - Where the destination hides hash fields whose time has passed, what needs them is
   rewritten so that it does what it did (kvtape.tape.field_ttl).
 - TRIMSLOTS deletes keys that it does not name; that is refused.
+- Where expiries are to be moved or dropped, every command that gives one is changed
+  (kvtape.tape.ttl_commands). What then follows hash fields sees the new ones.
+- Commands that are to be undone are left out, as if they had never been.
 
 Only what may need a change is parsed. The facts of each frame say which commands it
 holds; a run of frames, from boundary to boundary, with nothing of the above in it is
@@ -24,7 +27,7 @@ SCRIPT LOAD is passed on: a 6.2 with lua-replicate-commands off replicates EVALS
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,8 +36,10 @@ import hiredis
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.resp import PIECE, pack, packed_length
 from kvtape.replication.tracker import NO_DB
+from kvtape.tape import ttl_commands
 from kvtape.tape.field_ttl import Command, FieldTtls, Rewritten
 from kvtape.tape.segment import Facts, Mark
+from kvtape.tape.ttls import InexactError, Ttls
 
 Destination = Literal["file", "link"]
 
@@ -64,20 +69,47 @@ class Piece:
 
 @dataclass(slots=True)
 class Tally:
-    """What went through a translation."""
+    """What went through a translation.
+
+    The snapshot went through, too: snapshot_bytes are what became of it, and
+    snapshot_changes how much of it is not as it was.
+    """
 
     commands: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     left_out: int = 0
     rewritten: int = 0
+    skipped: int = 0
+    snapshot_bytes: int = 0
+    snapshot_changes: int = 0
     highest_db: int = -1
     names: set[bytes] = field(default_factory=set)
 
     @property
     def is_verbatim(self) -> bool:
         """Whether every byte was passed on as it is."""
-        return not self.left_out and not self.rewritten
+        changes = self.left_out, self.rewritten, self.skipped, self.snapshot_changes
+        return not any(changes)
+
+
+class Skips:
+    """The offsets at which commands begin that are left out.
+
+    With a MULTI its whole transaction is left out, but for a SELECT in it: what follows
+    is in that database.
+    """
+
+    def __init__(self, starts: Iterable[int] = ()) -> None:
+        self._starts = frozenset(starts)
+        self._sorted = sorted(self._starts)
+
+    def __contains__(self, start: int) -> bool:
+        return start in self._starts
+
+    def are_within(self, start: int, end: int) -> bool:
+        """Whether any of them is in [start, end)."""
+        return bisect_left(self._sorted, start) < bisect_left(self._sorted, end)
 
 
 class Translator:
@@ -85,16 +117,27 @@ class Translator:
 
     translate() returns the bytes to pass on, which may lag behind by an unfinished
     command; when the last piece ends at a boundary, nothing is left behind. fields is
-    for a destination that hides hash fields whose time has passed while it loads.
+    for a destination that hides hash fields whose time has passed while it loads; its
+    times are those of the restore, as changed by ttls.
     """
 
     def __init__(
-        self, destination: Destination, fields: FieldTtls | None = None
+        self,
+        destination: Destination,
+        fields: FieldTtls | None = None,
+        *,
+        ttls: Ttls | None = None,
+        skips: Skips | None = None,
     ) -> None:
         self.tally = Tally()
         self._left_out = LEFT_OUT[destination]
         self._changed_names = _RULES.keys() | self._left_out | {_TRIM}
+        if ttls is not None:
+            self._changed_names |= ttl_commands.NAMES
         self._fields = fields
+        self._ttls = ttls
+        self._skips = Skips() if skips is None else skips
+        self._skips_transaction = False
         self._pieces: list[Piece] = []
 
     def translate(self, piece: Piece) -> bytes:
@@ -129,7 +172,11 @@ class Translator:
         summary = piece.facts.summary
         if summary.lost or not piece.is_whole:
             return False
+        if self._skips.are_within(piece.start, piece.end):
+            return False
         names = summary.names
+        if self._ttls and any(map(ttl_commands.is_opaque, names)):
+            return False
         if self._fields and any(name in names for name in self._fields.names):
             return False
         suspects = names.keys() & self._changed_names
@@ -157,21 +204,73 @@ class Translator:
     def _change(self, command: Command, begin: int, time: int) -> Rewritten | None:
         """Return what to pass on instead of a command; None if it is fine."""
         name = command[0].upper()
+        if self._is_skipped(name, begin):
+            return ()
         if name in self._left_out:
             self.tally.left_out += 1
             return ()
         if name == _TRIM:
             raise _no_trimming(begin)
-        changed: Rewritten | None = None
-        if (rule := _RULES.get(name)) and (words := rule(command, time)):
-            changed = [words]
-        elif self._fields is not None:
-            # Also where there is a rule: a server with field TTLs sends no relative
-            # expiries, so the rule has nothing to say.
-            changed = self._fields.rewrite(command, time)
-        if changed is not None:
-            self.tally.rewritten += 1
+        rule = _RULES.get(name)
+        words = rule and rule(command, time)
+        changed: Sequence[Command] = [command if not words else _in_bytes(words)]
+        if self._ttls is not None:
+            changed = _with_ttls(changed[0], self._ttls, begin)
+            time += self._ttls.moved_by
+        if self._fields is not None:
+            changed = _with_fields(changed, self._fields, time)
+        if len(changed) == 1 and changed[0] == command:
+            return None
+        self.tally.rewritten += 1
         return changed
+
+    def _is_skipped(self, name: bytes, begin: int) -> bool:
+        """Whether a command is left out because it is undone."""
+        if self._skips_transaction:
+            self._skips_transaction = name != b"EXEC"
+            is_skipped = name != b"SELECT"
+        else:
+            is_skipped = begin in self._skips
+            self._skips_transaction = is_skipped and name == b"MULTI"
+        if is_skipped and name not in (b"MULTI", b"EXEC"):
+            self.tally.skipped += 1
+        return is_skipped
+
+
+def _in_bytes(words: Sequence[bytes | int]) -> Command:
+    return [word if isinstance(word, bytes) else b"%d" % word for word in words]
+
+
+def _with_ttls(words: Command, ttls: Ttls, begin: int) -> Sequence[Command]:
+    """Return what to pass on instead of a command, with its expiries changed."""
+    if not ttls.is_lenient and ttl_commands.is_opaque(words[0].upper()):
+        raise PointError(
+            f"the restore cannot be exact: the stream has {words[0]!r:.60} at offset "
+            f"{begin}, and nobody knows what that does to expiries; {_AS_THEY_WERE}"
+        )
+    try:
+        return ttl_commands.change(words, ttls)
+    except InexactError as error:
+        raise PointError(
+            f"the restore cannot be exact: {words[1]!r:.60} {error} (offset {begin}); "
+            f"{_AS_THEY_WERE}"
+        ) from None
+
+
+_AS_THEY_WERE = (
+    "restore with the expiries as they were (--ttl keep), or accept it by --force"
+)
+
+
+def _with_fields(
+    commands: Sequence[Command], fields: FieldTtls, time: int
+) -> Sequence[Command]:
+    """Return commands with what needs lapsed fields rewritten."""
+    found: list[Command] = []
+    for words in commands:
+        rewritten = fields.rewrite(words, time)
+        found += [words] if rewritten is None else map(_in_bytes, rewritten)
+    return found
 
 
 def read_commands(data: bytes, start: int) -> Iterator[tuple[list[bytes], int, int]]:
@@ -254,6 +353,18 @@ def _expire_fields(command: Command, time: int) -> list[bytes | int]:
     return [b"HPEXPIREAT", command[1], when, *command[3:]]
 
 
+def _msetex(command: Command, time: int) -> list[bytes | int] | None:
+    """Change MSETEX n (key value)… EX s | PX ms …."""
+    words: list[bytes | int] = list(command)
+    for index, word in enumerate(command[:-1]):
+        unit = _RELATIVE_MS.get(word.upper())
+        if unit and index >= 2 + 2 * int(command[1]):
+            words[index] = b"PXAT"
+            words[index + 1] = _absolute(command[index + 1], unit, time)
+            return words
+    return None
+
+
 def _getex(command: Command, time: int) -> list[bytes | int] | None:
     """Change GETEX key EX s, and HGETEX and HSETEX key … EX s FIELDS …."""
     words: list[bytes | int] = list(command)
@@ -280,6 +391,7 @@ _RULES: dict[bytes, Callable[[Command, int], list[bytes | int] | None]] = {
     b"SET": _set,
     b"SETEX": _setex,
     b"PSETEX": _setex,
+    b"MSETEX": _msetex,
     b"EXPIRE": _expire,
     b"PEXPIRE": _expire,
     b"GETEX": _getex,
