@@ -355,6 +355,10 @@ RESULT = {
     "stream_bytes": END - START,
     "commands": 2,
     "data_dir": None,
+    "ttl": "keep",
+    "ttl_shift_ms": None,
+    "skipped": 0,
+    "skipped_offsets": [],
     "notes": [],
 }
 

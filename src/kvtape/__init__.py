@@ -5,7 +5,9 @@ What the command line does, a script can do:
 - record: make an Agent of RecordOptions and run it with trio.run(agent.run); stop() has
   it store what it has and return.
 - check: run_checks() of CheckOptions, with trio, returns a list of Finding.
-- plan: open_job() finds out what a restore to a point takes, and restores nothing.
+- plan: open_job() finds out what a restore to a point takes, and restores nothing. It
+  may be given Changes: other expiries, and commands that are undone, of which
+  touched_later() tells what came after them on the same keys.
 - restore: restore_data_dir() into a folder, restore_into() into a running server, and
   serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
 - read: recorded_commands() yields the stream of a plan as commands, all of them.
@@ -34,14 +36,17 @@ from kvtape.errors import (
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
+from kvtape.restore.changes import Changes
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.serve import ServeOptions, serve
+from kvtape.restore.undo import touched_later
 from kvtape.server.tls import Tls
 from kvtape.server.url import SentinelUrl, ServerUrl, parse_source, parse_url
 from kvtape.storage.commands import Damage, recorded_commands
 from kvtape.storage.repository import Repository, open_repository
+from kvtape.tape.command_pattern import parse_pattern
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.glob import Glob, parse_glob
 from kvtape.tape.key_history import Episode
@@ -54,6 +59,7 @@ __all__ = [
     "Agent",
     "Audit",
     "Beginning",
+    "Changes",
     "CheckOptions",
     "Damage",
     "DestinationError",
@@ -90,6 +96,7 @@ __all__ = [
     "open_job",
     "open_repository",
     "parse_glob",
+    "parse_pattern",
     "parse_source",
     "parse_url",
     "recorded_commands",
@@ -97,4 +104,5 @@ __all__ = [
     "restore_into",
     "run_checks",
     "serve",
+    "touched_later",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,8 +15,10 @@ import typer
 from kvtape import amounts
 from kvtape.cli import options, output, ranges
 from kvtape.cli.logs import set_up_logging
+from kvtape.cli.rows import JsonRows, TextRows
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
 from kvtape.errors import UsageError, VerificationError
+from kvtape.restore.changes import Changes
 from kvtape.restore.data_dir import (
     layout_for,
     must_be_free,
@@ -28,13 +30,13 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
+from kvtape.restore.undo import Touched, Undo, touched_later
 from kvtape.server.tls import Tls
 from kvtape.server.url import format_address, parse_address, parse_url
-from kvtape.tape.point import (
-    Point,
-    ToLatest,
-    format_time,
-)
+from kvtape.tape.command_pattern import parse_pattern
+from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.point import Point, ToLatest, format_time, parse_offset
+from kvtape.tape.ttls import Mode
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ Layout = Literal["auto", "multi-part", "single"]
 
 _POINT = "Which moment (one of these)"
 _WHERE = "Where to (one of these)"
+_CHANGES = "What is to be other than it was"
 
 
 def restore(
@@ -102,6 +105,37 @@ def restore(
             show_default=False,
         ),
     ] = None,
+    ttl: Annotated[
+        Mode,
+        typer.Option(
+            rich_help_panel=_CHANGES,
+            help="Expiries: keep them (what has passed expires), shift them by the "
+            "time from the point to now (what had an hour left has an hour left), or "
+            "drop them.",
+        ),
+    ] = "keep",
+    skip_offset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[REPLID:]N",
+            rich_help_panel=_CHANGES,
+            help="Restore as if the command that begins at N, as audit shows it, had "
+            "never run; with a MULTI, its transaction. Several times: all of them. "
+            "--dry-run lists what came later on the same keys.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_command: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=_CHANGES,
+            help="The same for every such command since the snapshot: FLUSHALL, or "
+            "name and patterns of the first words: 'DEL user:*'. Several times: any of "
+            "them.",
+            show_default=False,
+        ),
+    ] = None,
     layout: Annotated[
         Layout,
         typer.Option(
@@ -142,13 +176,19 @@ def restore(
     """Bring any recorded moment back: into a folder or into a running server.
 
     The state is the recorded server's after the last command or transaction that ends
-    at or before the point. Keys whose time has passed since then expire.
+    at or before the point. Keys whose time has passed since then expire, unless --ttl
+    says otherwise.
     """
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     request = _Request(
         point=ranges.end(to_offset, to_time, latest=to_latest) or ToLatest(),
         place=_place(
             data_dir, serve_at, into, tls, announce, password_file, force=force
+        ),
+        changes=Changes(
+            ttl,
+            tuple(map(parse_offset, skip_offset or ())),
+            tuple(map(parse_pattern, skip_command or ())),
         ),
         layout=layout,
         force=force,
@@ -163,12 +203,15 @@ def restore(
     console = output.stderr_console()
     set_up_logging(console, verbose=verbose)
     with output.bars(console) as watch:
-        job = open_job(repo, source, request.point, watch)
+        job = open_job(repo, source, request.point, watch, request.changes)
         for note in job.notes:
             console.print(f"note: {note}", soft_wrap=True)
         result = _restore(job, request)
+        touched = None
+        if dry_run and job.undo.starts:
+            touched = touched_later(job.folder, job.plan, job.undo)
     if result is not None:
-        _report(job, request, result)
+        _report(job, request, result, touched)
 
 
 _Place = Path | ServeOptions | IntoOptions
@@ -180,6 +223,7 @@ class _Request:
 
     point: Point
     place: _Place | None
+    changes: Changes
     layout: Layout
     force: bool
     dry_run: bool
@@ -239,15 +283,21 @@ def _serve(job: Job, request: _Request, place: ServeOptions) -> None:
     run_until_signal(main, scope.cancel)
 
 
-def _report(job: Job, request: _Request, result: Result) -> None:
+def _report(
+    job: Job, request: _Request, result: Result, touched: Touched | None = None
+) -> None:
     if request.json:
         document = {**asdict(result), "time": format_time(result.time)}
-        output.print_json({**document, "notes": job.notes})
+        document["notes"] = job.notes
+        if touched is not None:
+            first = [JsonRows().row(command) for command in touched.first]
+            document["touched"] = {"commands": touched.commands, "first": first}
+        output.print_json(document)
         return
     verb = "would restore" if request.dry_run else "restored"
     if isinstance(request.place, ServeOptions):
         verb = "serves"
-    for line in _lines(verb, result):
+    for line in (*_lines(verb, result), *_skipped(job.undo, touched)):
         output.print_line(line)
     if result.data_dir is not None:
         manifest = job.plan.snapshot.manifest
@@ -263,8 +313,39 @@ def _lines(verb: str, result: Result) -> Iterator[str]:
     yield f"  snapshot  {result.snapshot_offset}"
     yield f"  stream    {stream}"
     yield f"  commands  {result.commands}"
+    if result.ttl == "drop":
+        yield "  expiries  dropped"
+    if result.ttl_shift_ms is not None:
+        yield f"  expiries  moved by {amounts.duration(result.ttl_shift_ms / 1000)}"
+    if result.skipped_offsets:
+        yield f"  skipped   {result.skipped}"
     if result.data_dir is not None:
         yield f"  folder    {result.data_dir}"
+
+
+def _skipped(undo: Undo, touched: Touched | None) -> Iterator[str]:
+    """Yield what is left out, and what of the rest may mean something else then."""
+    if not undo.starts:
+        return
+    yield f"as if never run: {_commands(undo.commands)}"
+    yield from _rows(undo.first, undo.commands)
+    if touched is None:
+        return
+    if not touched.commands:
+        yield "nothing later touched the same keys"
+        return
+    yield f"later on the same keys, and maybe not the same now: {touched.commands}"
+    yield from _rows(touched.first, touched.commands)
+
+
+def _commands(count: int) -> str:
+    return f"{count} command{'' if count == 1 else 's'}"
+
+
+def _rows(first: Sequence[RecordedCommand], count: int) -> Iterator[str]:
+    yield from map(TextRows().line, first)
+    if count > len(first):
+        yield f"{'…':>12} and {count - len(first)} more"
 
 
 def _place(

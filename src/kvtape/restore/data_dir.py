@@ -30,7 +30,7 @@ from kvtape.replication.resp import pack
 from kvtape.restore.fields import keep_fields
 from kvtape.restore.job import Job, Result
 from kvtape.restore.survey import databases_needed
-from kvtape.storage.reader import read_snapshot, read_stream
+from kvtape.storage.reader import read_stream
 from kvtape.storage.store import make_folder, replace_file, sync_folder
 from kvtape.tape.documents import Manifest
 from kvtape.tape.translate import Tally, Translator
@@ -145,7 +145,7 @@ def _build(job: Job, partial: Path, target: Path, layout: Layout) -> Tally:
     _must_have_room(partial, job.length)
     advance = job.watch.stage("restoring", job.length)
     translator = job.translator("file")
-    snapshot = read_snapshot(job.folder, job.plan.snapshot)
+    snapshot = job.snapshot()
     stream = _stream(job, translator)
     if layout == "single":
         _write(partial / _APPEND_FILE, chain(snapshot, stream), advance)

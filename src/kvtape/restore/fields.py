@@ -8,11 +8,10 @@ from dataclasses import replace
 from kvtape.replication.tracker import NO_DB
 from kvtape.restore.job import Job
 from kvtape.restore.survey import estimate, survey
-from kvtape.storage.reader import read_snapshot
 from kvtape.tape.documents import Manifest
 from kvtape.tape.field_ttl import FIRST_RDB_VERSION, NEED_TIMES, FieldTtls
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
-from kvtape.tape.translate import Destination, Tally, Translator
+from kvtape.tape.translate import Tally
 
 
 def prepare(job: Job, *, force: bool) -> tuple[Job, Tally]:
@@ -28,10 +27,13 @@ def prepare(job: Job, *, force: bool) -> tuple[Job, Tally]:
 def keep_fields(job: Job, *, force: bool) -> Job:
     """Return the job with a translation that field TTLs pass unharmed. Blocks.
 
-    PointError is raised later, by the translation, for what cannot be told; with force
-    it is not. The snapshot is read only if the stream increments fields or
-    ends their expiries, since that takes as long as 20 MB/s do where keys are small.
+    PointError is raised later, by the translation, for what cannot be told, also of
+    expiries that change; with force it is not. The snapshot is read only if the stream
+    increments fields or ends their expiries, since that takes as long as 20 MB/s do
+    where keys are small.
     """
+    if job.ttls is not None:
+        job = replace(job, ttls=replace(job.ttls, is_lenient=force))
     manifest = job.plan.snapshot.manifest
     if not _hides_lapsed_fields(manifest):
         return job
@@ -41,14 +43,14 @@ def keep_fields(job: Job, *, force: bool) -> Job:
     # the same both times.
     now = int(time.time() * 1000)
 
-    def translator(destination: Destination) -> Translator:
+    def fields() -> FieldTtls:
         db = NO_DB if manifest.db is None else manifest.db
         fields = FieldTtls(now, db, is_lenient=force)
         for (key_db, key), when in earliest.items():
             fields.see_key(key_db, key, when)
-        return Translator(destination, fields)
+        return fields
 
-    return replace(job, translator=translator)
+    return replace(job, fields=fields)
 
 
 def _hides_lapsed_fields(manifest: Manifest) -> bool:
@@ -63,7 +65,7 @@ def _earliest_times(job: Job) -> dict[tuple[int, bytes], int]:
     found: dict[tuple[int, bytes], int] = {}
     reader = RdbReader(values=False)
     try:
-        for data in read_snapshot(job.folder, job.plan.snapshot):
+        for data in job.snapshot():
             reader.receive_data(data)
             while (event := reader.next_event()) is not NEED_DATA:
                 if isinstance(event, Key) and event.field_expire_ms is not None:

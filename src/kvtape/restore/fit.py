@@ -133,8 +133,13 @@ def unfit_for_stream(
     )
 
 
-def swallowed_errors(before: ServerInfo, after: ServerInfo) -> VerificationError | None:
-    """Return the error that a target's answers to nobody, on a link, amount to."""
+def swallowed_errors(
+    before: ServerInfo, after: ServerInfo, *, skipped: int = 0
+) -> VerificationError | None:
+    """Return the error that a target's answers to nobody, on a link, amount to.
+
+    skipped is how many commands were left out on purpose.
+    """
     counts = {
         kind: count - before.errors.get(kind, 0) for kind, count in after.errors.items()
     }
@@ -145,6 +150,14 @@ def swallowed_errors(before: ServerInfo, after: ServerInfo) -> VerificationError
     ]
     if not grown:
         return None
+    if skipped:
+        return VerificationError(
+            "the target answered errors while it applied the stream "
+            f"({', '.join(grown)}): without what was skipped, later commands may not "
+            "fit what they find, and then do nothing (--dry-run lists those on the "
+            "same keys); if that is as it should be, restore into a folder "
+            "(--data-dir), since a server that loads one passes over them"
+        )
     return VerificationError(
         f"the target answered errors while it applied the stream ({', '.join(grown)}), "
         "so it may not be what was recorded; errors of other clients count, too: keep "

@@ -90,7 +90,7 @@ async def restore_into(job: Job, options: IntoOptions) -> Result:
             try:
                 us = format_address(host, port)
                 await _wait_until_complete(server, client, us, options.connect_within)
-                await _must_be_clean(client, before)
+                await _must_be_clean(client, before, job)
                 await client.call("REPLICAOF", "NO", "ONE")
             except (ServerError, VerificationError) as error:
                 left = await _leave(server, client)
@@ -189,6 +189,8 @@ async def _is_loading(client: Client) -> bool:
     )
 
 
-async def _must_be_clean(client: Client, before: ServerInfo) -> None:
-    if (error := swallowed_errors(before, await ask_info(client))) is not None:
+async def _must_be_clean(client: Client, before: ServerInfo, job: Job) -> None:
+    after = await ask_info(client)
+    error = swallowed_errors(before, after, skipped=job.undo.commands)
+    if error is not None:
         raise error

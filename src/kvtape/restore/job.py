@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from kvtape.errors import PointError
+from kvtape.errors import PointError, VerificationError
 from kvtape.progress import NoWatch, Watch
-from kvtape.storage.reader import Resolved, resolve
+from kvtape.restore.changes import Changes
+from kvtape.restore.undo import Undo, find_undone, reach
+from kvtape.storage.reader import Resolved, read_snapshot, resolve
 from kvtape.storage.repository import SourceFolder, open_repository
+from kvtape.tape.field_ttl import FieldTtls
 from kvtape.tape.plan import Plan, choose
 from kvtape.tape.point import Point, ToOffset, ToTime, format_time
-from kvtape.tape.translate import Destination, Translator
+from kvtape.tape.rdb import RdbError
+from kvtape.tape.rdb.rewriting import RdbRewriter
+from kvtape.tape.translate import Destination, Tally, Translator
+from kvtape.tape.ttls import Mode, Ttls
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +26,17 @@ class Job:
     """A restore to be done: a resolved plan, where its files are, who watches.
 
     notes is what an operator should know of where the point led, and of what is wrong
-    with the recording.
+    with the recording. ttls are how expiries change, undo is what is left out; fields
+    returns a new one for each time that the stream is translated.
     """
 
     folder: SourceFolder
     resolved: Resolved
     watch: Watch = field(default_factory=NoWatch)
-    translator: Callable[[Destination], Translator] = Translator  # a new one each time
     notes: tuple[str, ...] = ()
+    ttls: Ttls | None = None
+    undo: Undo = field(default_factory=Undo)
+    fields: Callable[[], FieldTtls] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -37,6 +47,38 @@ class Job:
     def length(self) -> int:
         """How many bytes it takes: the RDB file's and the stream's."""
         return self.plan.snapshot.manifest.bytes + self.plan.stream_bytes
+
+    def translator(self, destination: Destination) -> Translator:
+        """Return a new translation of the stream."""
+        fields = None if self.fields is None else self.fields()
+        skips = self.undo.skips
+        return Translator(destination, fields, ttls=self.ttls, skips=skips)
+
+    def snapshot(self, tally: Tally | None = None) -> Iterator[bytes]:
+        """Yield the RDB file as it is passed on; tally is told what became of it."""
+        snapshot = self.plan.snapshot
+        rewriter = None if self.ttls is None else RdbRewriter(self.ttls)
+        length = 0
+        try:
+            for piece in read_snapshot(self.folder, snapshot):
+                data = piece if rewriter is None else rewriter.rewrite(piece)
+                length += len(data)
+                yield data
+            if rewriter is not None:
+                rewriter.close()
+        except RdbError as error:
+            where = f"{self.folder.url}/{snapshot.name.rdb}"
+            raise VerificationError(f"{where} is damaged: {error}") from None
+        if tally is not None:
+            tally.snapshot_bytes = length
+            tally.snapshot_changes = 0 if rewriter is None else rewriter.changes
+
+    @property
+    def ttl(self) -> Mode:
+        """What becomes of expiries."""
+        if self.ttls is None:
+            return "keep"
+        return "drop" if self.ttls.shift is None else "shift"
 
     def result(self, commands: int, data_dir: str | None = None) -> Result:
         """Return what to report when it is done."""
@@ -49,6 +91,10 @@ class Job:
             stream_bytes=self.plan.stream_bytes,
             commands=commands,
             data_dir=data_dir,
+            ttl=self.ttl,
+            ttl_shift_ms=None if self.ttls is None else self.ttls.shift,
+            skipped=self.undo.commands,
+            skipped_offsets=self.undo.starts,
         )
 
 
@@ -57,7 +103,9 @@ class Result:
     """What was restored, or would be.
 
     offset is the one that was reached, at a boundary, and time (ms) when the primary's
-    last byte up to it was received.
+    last byte up to it was received. Expiries were moved by ttl_shift_ms. skipped
+    commands were left out, which are those that begin at skipped_offsets, and those of
+    a transaction that does.
     """
 
     replid: str
@@ -68,6 +116,10 @@ class Result:
     stream_bytes: int
     commands: int
     data_dir: str | None = None
+    ttl: Mode = "keep"
+    ttl_shift_ms: int | None = None
+    skipped: int = 0
+    skipped_offsets: tuple[int, ...] = ()
 
 
 # How wide the interval in which something was written must be to be worth a word (ms).
@@ -75,26 +127,42 @@ _WIDE = 1000
 
 
 def open_job(
-    repository: str, source: str | None, point: Point, watch: Watch | None = None
+    repository: str,
+    source: str | None,
+    point: Point,
+    watch: Watch | None = None,
+    changes: Changes | None = None,
 ) -> Job:
     """Find out what a restore to a point takes. Blocks; restores nothing.
 
     Raises PointError for a point that cannot be restored, RepositoryError,
-    IdentityError, VerificationError.
+    IdentityError, VerificationError, and UsageError for a pattern that nothing matches.
     """
+    changes = Changes() if changes is None else changes
     folder = open_repository(repository).source(source)
     catalogue = folder.catalogue()
     problems = [f"{folder.url}/{problem}" for problem in catalogue.problems]
     try:
-        resolved = resolve(folder, choose(catalogue, point))
+        chosen = resolve(folder, choose(catalogue, point))
+        resolved = reach(catalogue, chosen, changes.skip_offsets)
     except PointError as error:
         # What is damaged is not in the catalogue, and may be why the point is not.
         raise PointError("; ".join((str(error), *problems))) from None
+    plan = resolved.plan
+    notes = notes_on(point, resolved)
+    if plan.snapshot is not chosen.plan.snapshot:
+        notes.append(
+            f"the snapshot at {chosen.plan.snapshot.name.offset} has what is to be "
+            f"skipped: the restore begins with the one at {plan.snapshot.name.offset}"
+        )
+    now = int(time.time() * 1000)
     return Job(
         folder,
         resolved,
         NoWatch() if watch is None else watch,
-        notes=(*notes_on(point, resolved), *problems),
+        notes=(*notes, *problems),
+        ttls=changes.ttls(plan.snapshot.manifest, resolved.time, now),
+        undo=find_undone(folder, plan, changes.skip_offsets, changes.skip_commands),
     )
 
 

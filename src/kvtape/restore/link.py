@@ -4,11 +4,11 @@ Any server that is told REPLICAOF us receives the snapshot and the stream by its
 replication code, and stays at the chosen offset. Keys whose time has passed are kept
 while it does, as on any replica, so that what the stream does to them is what it did.
 
-If the stream needs no translation, the target ends under the recorded replication ID
-and offset: real replicas of the recorded server can follow it from there. Otherwise its
-bytes are others than those recorded, so it is given a new ID, and an offset such that
-it still ends at the chosen one; only where the stream grew by more than the offset that
-it began at does it end a little higher.
+If neither the snapshot nor the stream is changed on the way, the target ends under the
+recorded replication ID and offset: real replicas of the recorded server can follow it
+from there. Otherwise it is given a new ID, since its data or its bytes are others than
+those recorded, and an offset such that it still ends at the chosen one; only where the
+stream grew by more than the offset that it began at does it end a little higher.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvtape.replication.replica import NEED_DATA
 from kvtape.restore.job import Job
 from kvtape.server.info import ServerInfo
 from kvtape.signal import Signal
-from kvtape.storage.reader import read_snapshot, read_stream
+from kvtape.storage.reader import read_stream
 from kvtape.tape.translate import Tally
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Server:
         self.attempts += 1
         self.targets.append(target)
         self.changed.fire()
-        length = self.tape.job.plan.snapshot.manifest.bytes
+        length = self.tape.tally.snapshot_bytes
         primary.full_resync(self.tape.replid, self.tape.start, length=length)
         await stream.send_all(primary.data_to_send())
         nursery.start_soon(self._play, stream)
@@ -177,7 +177,7 @@ class Server:
     async def _play(self, stream: trio.SocketStream) -> None:
         """Send the snapshot and the stream, then keep the link up."""
         job, tally = self.tape.job, self.tape.tally
-        length = job.plan.snapshot.manifest.bytes + tally.bytes_out
+        length = tally.snapshot_bytes + tally.bytes_out
         advance = job.watch.stage("serving", length)
         send, receive = trio.open_memory_channel[bytes](_READ_AHEAD)
         async with trio.open_nursery() as nursery:
@@ -197,7 +197,7 @@ async def _read(pieces: Iterator[bytes], send: trio.MemorySendChannel[bytes]) ->
 
 
 def _pieces(job: Job) -> Iterator[bytes]:
-    yield from read_snapshot(job.folder, job.plan.snapshot)
+    yield from filter(None, job.snapshot())
     translator = job.translator("link")
     for piece in read_stream(job.folder, job.plan.slices):
         if data := translator.translate(piece):

@@ -125,7 +125,10 @@ class _Vetting:
         if target.before is None:
             return None
         after = await self._ask(target, ask_info)
-        return None if after is None else swallowed_errors(target.before, after)
+        if after is None:
+            return None
+        skipped = self.job.undo.commands
+        return swallowed_errors(target.before, after, skipped=skipped)
 
     async def _look(self, client: Client) -> _Asked:
         info = await ask(client)

@@ -21,9 +21,9 @@ from kvtape.tape.translate import Destination, Tally, Translator
 def survey(job: Job, destination: Destination) -> Tally:
     """Verify all that a plan uses; return what translating the stream comes to."""
     advance = job.watch.stage("verifying", job.length)
-    for data in read_snapshot(job.folder, job.plan.snapshot):
-        advance(len(data))
     translator = job.translator(destination)
+    for data in job.snapshot(translator.tally):
+        advance(len(data))
     for piece in read_stream(job.folder, job.plan.slices):
         translator.translate(piece)
         advance(len(piece.data))

@@ -121,7 +121,21 @@ def _plan(
     The newest snapshot wants the least stream. But one taken after the time may hold
     more than there was then.
     """
-    snapshot = max(
+    snapshot = _newest_snapshot(catalogue, lineage, stretch, offset, time)
+    assert snapshot is not None  # a stretch begins with one
+    holder = next(part for part in lineage if part.holds(offset))
+    slices = clip(stretch.slices, snapshot.name.offset, offset)
+    return Plan(holder.replid, offset, snapshot, slices)
+
+
+def _newest_snapshot(
+    catalogue: Catalogue,
+    lineage: Sequence[Part],
+    stretch: Stretch,
+    offset: int,
+    time: int | None = None,
+) -> Snapshot | None:
+    return max(
         (
             snapshot
             for snapshot in catalogue.snapshots_of(lineage)
@@ -129,10 +143,29 @@ def _plan(
             and (time is None or snapshot.name.time <= time)
         ),
         key=lambda snapshot: (snapshot.name.offset, snapshot.name.time),
+        default=None,
     )
-    holder = next(part for part in lineage if part.holds(offset))
-    slices = clip(stretch.slices, snapshot.name.offset, offset)
-    return Plan(holder.replid, offset, snapshot, slices)
+
+
+def begin_by(catalogue: Catalogue, plan: Plan, offset: int) -> Plan:
+    """Return a plan to the same end whose snapshot is at an offset or before it.
+
+    PointError if there is none from which the stream goes on without a hole.
+    """
+    if plan.snapshot.name.offset <= offset:
+        return plan
+    lineage = catalogue.lineage(plan.replid)
+    for stretch in catalogue.stretches(lineage):
+        if stretch.start <= plan.offset <= stretch.end:
+            snapshot = _newest_snapshot(catalogue, lineage, stretch, offset)
+            if snapshot is not None:
+                slices = clip(stretch.slices, snapshot.name.offset, plan.offset)
+                return Plan(plan.replid, plan.offset, snapshot, slices)
+    raise PointError(
+        f"offset {offset} is before the snapshot at {plan.snapshot.name.offset}, which "
+        "has what was done until then, and there is no older one that the stream goes "
+        f"on from to {plan.offset}"
+    )
 
 
 def _to_latest(catalogue: Catalogue, ranges: Sequence[Range]) -> Plan:
