@@ -120,6 +120,8 @@ def test_the_commands_of_the_readme_do_what_it_says(
         client.set("before", "the snapshot")
         recording = kvtape(record)
         read_until(recording, "is complete")
+        client.set("user:42:cart", "full")
+        client.delete("user:42:cart")
         client.set("after", "it")
         wait_until_spooled(tmp_path, b"after")
     recording.send_signal(signal.SIGTERM)
