@@ -25,6 +25,7 @@ from oracle import Difference, compare, fingerprint, stable_fingerprint
 from plain_client import PlainClient, as_bytes
 from rdb_files import HAVE_FIELD_EXPIRIES
 from recording import IDENTITIES, THEN, Tape, rdb, taping
+from recording import recorded as recorded_busy
 from replicas import wait_until
 from servers import Server, StartServer
 from test_serve import follow, replication, serving
@@ -259,6 +260,26 @@ def test_every_expiry_is_dropped(
         spaces = plain.info("keyspace")
     assert spaces
     assert all("expires=0," in space for space in spaces.values())
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_all_that_a_busy_writer_did_is_there_with_its_expiries_moved(
+    server_name: str,
+    start_server: StartServer,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    way: Restore,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / f"recorded-{server_name}"
+    busy = recorded_busy(server_name, folder)
+    point = ToOffset(busy.end.offset)
+    job = open_job(str(busy.repository), None, point, None, Changes("shift"))
+    assert job.ttls is not None
+    server = way(job, server_name, start_server, tmp_path)
+    state, shift = wanted(busy.end.state, job), job.ttls.moved_by
+    # What expired while it was read has so in the copy, by as much later.
+    state = replace(state, start=state.start + shift, end=state.end + shift)
+    assert compare(state, fingerprint(server.client())) == []
 
 
 # Long after, when all that was has passed.

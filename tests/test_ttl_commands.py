@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.tracker import NO_DB
 from kvtape.tape import ttl_commands
 from kvtape.tape.field_ttl import FAR, FieldTtls
 from kvtape.tape.segment import crc64
-from kvtape.tape.translate import Destination, Translator, read_commands
+from kvtape.tape.translate import (
+    Destination,
+    Skips,
+    Tally,
+    Translator,
+    read_commands,
+)
 from kvtape.tape.ttls import MOST, MOST_OF_REDIS_FIELDS, Ttls
 from tapes import command
 from test_translate import TIME, Words, pieces_of, words
@@ -340,3 +349,45 @@ def test_every_command_that_may_give_an_expiry_is_known() -> None:
     relative = {b"SETEX", b"PSETEX", b"EXPIRE", b"PEXPIRE", b"HEXPIRE", b"HPEXPIRE"}
     assert not any(map(ttl_commands.is_opaque, ttl_commands.NAMES | relative))
     assert not ttl_commands.is_opaque(b"XGROUP")
+
+
+# Any cut.
+
+SENT = [words(sent) for sent, _, _ in RULES] + [["INCR", "n"], ["SET", "k", "v"]]
+groups = st.one_of(
+    st.sampled_from(SENT).map(lambda each: [each]),
+    st.lists(st.sampled_from(SENT), max_size=4).map(
+        lambda inner: [["MULTI"], *inner, ["SELECT", "3"], ["EXEC"]]
+    ),
+)
+
+
+@given(st.lists(groups, min_size=1, max_size=6), st.data())
+def test_any_cut_into_frames_gives_the_same(
+    grouped: list[list[Words]], data: st.DataObject
+) -> None:
+    commands = [command(*each) for group in grouped for each in group]
+    stream = b"".join(commands)
+    starts = [1000 + len(b"".join(commands[:n])) for n in range(len(commands))]
+    skips = Skips(data.draw(st.sets(st.sampled_from(starts))))
+    ttls = data.draw(st.sampled_from([MOVED, DROPPED, None]))
+    cuts = data.draw(st.lists(st.integers(1, max(1, len(stream) - 1)), max_size=9))
+    places = sorted({0, *cuts, len(stream)})
+    frames = [stream[start:end] for start, end in pairwise(places)]
+
+    def run(frames: Sequence[bytes]) -> tuple[bytes, Tally]:
+        translator = Translator("link", ttls=ttls, skips=skips)
+        pieces = pieces_of(frames, [TIME] * len(frames))
+        return b"".join(map(translator.translate, pieces)), translator.tally
+
+    whole, tally = run([stream])
+    assert run(frames) == (whole, tally)
+    if ttls is None:
+        # What is left are the others, and the relative expiries among them.
+        is_within, left = False, 0
+        for sent, start in zip(commands, starts, strict=True):
+            is_skipped = is_within or start in skips
+            is_within = is_skipped and (is_within or b"MULTI" in sent)
+            is_within = is_within and b"EXEC" not in sent
+            left += not is_skipped or (is_within and b"SELECT" in sent)
+        assert len(list(read_commands(whole, 0))) == left

@@ -174,7 +174,8 @@ class _Reader(RdbReader):
             )
 
     def _read_part(self) -> Event | None:
-        self._part = self._input.offset
+        source = self._input
+        self._part = source.start + source.position  # the loop that must be fast
         return super()._read_part()
 
     def _expire_at_ms(self, data: bytes, position: int) -> tuple[None, int]:
