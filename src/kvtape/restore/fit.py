@@ -27,6 +27,7 @@ _REDIS_NEWEST = (8, 10)
 # Valkey parted from Redis at version 11, and numbers its own from 80 on, under a magic
 # of its own; what lies in between is Redis's, and refused.
 _LAST_SHARED = 11
+_VALKEY = "VALKEY"
 _FIRST_VALKEY_MAGIC = (9, 0)
 
 # Errors of other clients, which a server answers just because it is a replica, loading,
@@ -83,8 +84,8 @@ def unfit_release(
     if server.version is None or server.family is None:
         return None
     target = f"{server.family.capitalize()} {server.version}"
-    recorded = _recorded(manifest)
-    if not _loads(server, manifest):
+    recorded = recorded_server(manifest)
+    if not loads(server, manifest.rdb_version, manifest.rdb_magic):
         return ServerError(
             f"the target is {target} and cannot load RDB version {manifest.rdb_version}"
             f" of {recorded}: restore into a server like the recorded one"
@@ -140,14 +141,7 @@ def swallowed_errors(
 
     skipped is how many commands were left out on purpose.
     """
-    counts = {
-        kind: count - before.errors.get(kind, 0) for kind, count in after.errors.items()
-    }
-    grown = [
-        f"{count} x {kind}"
-        for kind, count in sorted(counts.items())
-        if count > 0 and kind not in _OF_CLIENTS
-    ]
+    grown = grown_errors(before, after)
     if not grown:
         return None
     if skipped:
@@ -163,6 +157,18 @@ def swallowed_errors(
         "so it may not be what was recorded; errors of other clients count, too: keep "
         "them away, or look in its log"
     )
+
+
+def grown_errors(before: ServerInfo, after: ServerInfo) -> list[str]:
+    """Return which errors a server answered in between, and how often."""
+    counts = {
+        kind: count - before.errors.get(kind, 0) for kind, count in after.errors.items()
+    }
+    return [
+        f"{count} x {kind}"
+        for kind, count in sorted(counts.items())
+        if count > 0 and kind not in _OF_CLIENTS
+    ]
 
 
 async def unknown_commands(client: Client, tally: Tally) -> list[str]:
@@ -182,24 +188,44 @@ async def unknown_commands(client: Client, tally: Tally) -> list[str]:
     ]
 
 
-def _loads(server: Server, manifest: Manifest) -> bool:
-    release, version = _release(server.version or "0"), manifest.rdb_version
-    if manifest.rdb_magic == "VALKEY":
+def loads(server: Server, version: int, magic: str) -> bool:
+    """Whether a server loads RDB files, and takes payloads, of a version.
+
+    magic is the family's, as RDB files begin; up to version 11 there is one for both.
+    True where the server is not known.
+    """
+    if server.version is None or server.family is None:
+        return True
+    release = release_of(server.version)
+    if magic == _VALKEY and version > _LAST_SHARED:
         return server.family == "valkey" and release >= _FIRST_VALKEY_MAGIC
     if server.family == "valkey":
         return version <= _LAST_SHARED
     if release >= _REDIS_NEWEST:
         return True
-    return version <= max(loads for first, loads in _REDIS_LOADS if first <= release)
+    return version <= max(newest for first, newest in _REDIS_LOADS if first <= release)
 
 
-def _release(version: str) -> tuple[int, int]:
+def what_loads(version: int, magic: str) -> str:
+    """Return which servers load an RDB version of a family, for messages."""
+    if magic == _VALKEY and version > _LAST_SHARED:
+        major, minor = _FIRST_VALKEY_MAGIC
+        return f"Valkey {major}.{minor} or later"
+    found = (first for first, newest in _REDIS_LOADS if newest >= version)
+    major, minor = next(found, _REDIS_NEWEST)
+    or_valkey = ", or Valkey" if version <= _LAST_SHARED else ""
+    return f"Redis {major}.{minor} or later{or_valkey}"
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Return the major and the minor number of a version."""
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
     return int(major), int(minor) if minor.isdigit() else 0
 
 
-def _recorded(manifest: Manifest) -> str:
+def recorded_server(manifest: Manifest) -> str:
+    """Return what was recorded, for messages."""
     server = manifest.server
     if server.family is None:
         return f"a server that writes {manifest.rdb_magic} files"

@@ -2,7 +2,7 @@
 
 A listpack is its size in bytes (4, little endian), the number of its entries (2; 65535
 for unknown), the entries, and 255. An entry is what it is, encoded, and the size of
-that, for who comes from behind (listpack.c of Redis 7.4; Valkey 9.1 has the same). An
+that, for who comes from behind (listpack.c of Redis 7.4; Valkey has the same). An
 entry is passed on as it stands, so none but integers are ever understood.
 """
 
@@ -22,6 +22,9 @@ _LONG_STRING: Final = 0xF0
 # From how many bytes on the size behind an entry takes one byte more
 # (listpack.c:lpEncodeBacklen).
 _BACK_STEPS: Final = (128, 16383, 2097151, 268435455)
+# These would fit into one byte less. Valkey 9.1 writes them so, and all others with a
+# leading zero (seen of 16383 on all six servers).
+_BACK_EDGES: Final = _BACK_STEPS[1:]
 
 
 def read_entries(data: bytes) -> list[bytes]:
@@ -31,7 +34,10 @@ def read_entries(data: bytes) -> list[bytes]:
     try:
         while data[at] != _END:
             size = _size(data, at)
-            end = at + size + 1 + sum(size >= step for step in _BACK_STEPS)
+            more = sum(size >= step for step in _BACK_STEPS)
+            if size in _BACK_EDGES and data[at + size]:
+                more -= 1
+            end = at + size + 1 + more
             entries.append(data[at:end])
             at = end
     except IndexError:

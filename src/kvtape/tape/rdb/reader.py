@@ -19,8 +19,9 @@ Invariants:
   it, so they count when End has come. Damage that looks like an end with a checksum of
   zero leaves `unused_data`: who has a whole file must look there.
 
-Decided against: decoding values (peers that do so break with each new release) and
-writing RDBs here (kvtape.tape.rdb.rewriting changes expiries, and nothing else). An
+Decided against: decoding values (peers that do so break with each new release; only to
+compare them does kvtape.tape.rdb.canonical, which then takes what is new as it stands)
+and writing RDBs here (kvtape.tape.rdb.rewriting changes expiries, and nothing else). An
 envelope of Valkey's development branch (a compressed body, the inline updates of opcode
 242) is refused as unknown.
 """
