@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from kvtape.errors import ServerError
 from kvtape.server.client import open_client
 from kvtape.server.contents import read_contents
-from kvtape.server.scratch import embedded_program, find_program, scratch_server
+from kvtape.server.info import ask_info
+from kvtape.server.scratch import (
+    embedded_program,
+    find_program,
+    identify,
+    private_server,
+    scratch_server,
+)
+from kvtape.tape.documents import Server as Identity
+from recording import IDENTITIES
 from servers import binary
 
 pytestmark = pytest.mark.slow
@@ -33,6 +43,45 @@ async def test_one_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"did not start.*appendfsyncc"):
         async with scratch_server(embedded(), tmp_path, ["--appendfsyncc", "no"]):
             pass
+
+
+async def test_a_private_one_is_reached_by_its_socket_only(
+    server_name: str, tmp_path: Path
+) -> None:
+    program = binary(server_name)
+    assert program is not None
+    async with (
+        private_server(program, tmp_path) as url,
+        open_client(url) as client,
+    ):
+        assert (await ask_info(client)).number("tcp_port") == 0
+        assert url.address == str(tmp_path / "s")
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+        pid = (await ask_info(client)).number("process_id")
+    assert pid is not None
+    assert not await trio.Path(f"/proc/{pid}").exists()
+
+
+async def test_a_folder_that_is_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    with pytest.raises(ServerError, match="too long for a socket: set TMPDIR"):
+        async with private_server(embedded(), deep):
+            pass
+
+
+def test_a_program_says_which_server_it_is(server_name: str) -> None:
+    program = binary(server_name)
+    assert program is not None
+    assert identify(program) == IDENTITIES[server_name]
+
+
+def test_a_program_that_is_no_server_is_none(tmp_path: Path) -> None:
+    assert identify(Path("/bin/true")) == Identity()
+    text = tmp_path / "text"
+    text.write_text("no program")
+    with pytest.raises(ServerError, match=r"cannot run .*text: Permission denied"):
+        identify(text)
 
 
 def test_a_program_that_is_not_there_is_named() -> None:

@@ -1,13 +1,13 @@
 """An ordinary client: one command, one reply.
 
 It asks servers who they are, and drives the target of a restore. It is small because it
-needs no more: no pool, no pipeline, no retry. Whoever calls it knows what a failure
-means at that moment.
+needs no more: no pool, no retry. Whoever calls it knows what a failure means at that
+moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -45,6 +45,10 @@ _NOT_LOGGED_IN = "NOAUTH"
 Stream = trio.SocketStream | TlsStream
 
 
+# One word of a command.
+Word = str | bytes | int
+
+
 class ReplyError(ServerError):
     """The server answered with an error."""
 
@@ -64,23 +68,51 @@ class Client:
         host: str = self._stream.socket.getsockname()[0]
         return host
 
-    async def call(self, *words: str | bytes | int) -> object:
+    async def call(self, *words: Word, within: float = REPLY_TIMEOUT) -> object:
         """Send a command and return the reply: bytes, int, None or a list of these."""
+        await self.send(words)
+        return await self.reply(words, within=within)
+
+    async def send(self, *commands: Sequence[Word]) -> None:
+        """Send commands at once; each owes one reply(), in this order.
+
+        What they are answered must be shorter than what the two systems hold for us,
+        or they must be few: the server reads on only when it can answer.
+        """
+        if not commands:
+            return
+        async with self._patience(commands[0], REPLY_TIMEOUT):
+            await self._send(b"".join(pack(*words) for words in commands))
+
+    async def reply(
+        self, words: Sequence[Word], *, within: float = REPLY_TIMEOUT
+    ) -> object:
+        """Return the reply to a command that was sent; ReplyError if it is an error."""
+        async with self._patience(words, within):
+            reply = await self.receive()
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._answered(words, reply)
+        return reply
+
+    @asynccontextmanager
+    async def _patience(
+        self, words: Sequence[Word], within: float
+    ) -> AsyncIterator[None]:
         try:
-            with trio.fail_after(REPLY_TIMEOUT):
-                await self._send(pack(*words))
-                reply = await self.receive()
+            with trio.fail_after(within):
+                yield
         except trio.TooSlowError:
             raise ServerError(
-                f"{self.url.address} did not answer {words[0]!s} for "
-                f"{REPLY_TIMEOUT:.0f} s"
+                f"{self.url.address} did not answer {words[0]!s} for {within:.0f} s"
             ) from None
-        if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith(_NOT_LOGGED_IN):
-                # Not the refusal of one command: nothing at all is allowed.
-                raise refused(str(reply), str(words[0]))
-            raise ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
-        return reply
+
+    def _answered(
+        self, words: Sequence[Word], reply: hiredis.ReplyError
+    ) -> ServerError:
+        if str(reply).startswith(_NOT_LOGGED_IN):
+            # Not the refusal of one command: nothing at all is allowed.
+            return refused(str(reply), str(words[0]))
+        return ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
 
     async def _send(self, data: bytes) -> None:
         try:
@@ -173,6 +205,8 @@ async def _connect(url: ServerUrl) -> Stream:
 async def _open(url: ServerUrl) -> trio.SocketStream:
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
+            if url.socket is not None:
+                return await trio.open_unix_socket(str(url.socket))
             return await trio.open_tcp_stream(url.host, url.port)
     except OSError as error:
         # Trio tried each address that the host has, and says of each what went wrong:

