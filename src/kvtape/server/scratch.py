@@ -22,6 +22,7 @@ from kvtape.tape.documents import Server
 # How long a server may take to answer, or between two answers that it still loads.
 _START_TIMEOUT = 30.0
 _POLL = 0.02
+_ENDING = 1.0
 
 # How long a server may take to stop before it is killed.
 _STOP_TIMEOUT = 10.0
@@ -167,7 +168,11 @@ async def _wait_until_up(process: trio.Process, url: ServerUrl, log: Path) -> No
                 # It loads for as long as there is to load.
                 patience.deadline = trio.current_time() + _START_TIMEOUT
             except RefusedError:
-                raise
+                # One that ends closes the connection, too, just before it has ended.
+                with trio.move_on_after(_ENDING):
+                    await process.wait()
+                if process.returncode is None:
+                    raise
             except ServerError:
                 pass  # nobody listens yet
             await trio.sleep(_POLL)

@@ -1,0 +1,145 @@
+"""A state is exactly what there was, also what has expired since; nothing is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvtape.errors import ServerError, VerificationError
+from kvtape.progress import Advance, NoWatch
+from kvtape.restore.job import Job
+from kvtape.restore.loader import Loader
+from kvtape.restore.state import State, load_state
+from kvtape.tape.rdb import Key
+from kvtape.tape.rdb.canonical import canonical
+from recording import IDENTITIES, THEN, rdb, tape_of
+from servers import binary
+
+pytestmark = pytest.mark.slow
+
+LONG_GONE = THEN + 5000
+
+
+def loader_of(name: str) -> Loader:
+    program = binary(name)
+    assert program is not None
+    return Loader(program, IDENTITIES[name], "of the tests")
+
+
+async def load(job: Job, name: str, folder: Path) -> State:
+    await trio.Path(folder).mkdir(exist_ok=True)
+    return await load_state(job, loader_of(name), folder)
+
+
+def keys(state: State) -> dict[bytes, Key]:
+    return {key.key: key for key in state.keys("reading", NoWatch())}
+
+
+def servers_in(folder: Path) -> list[str]:
+    """Return the processes that have a folder in their arguments."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = process.read_text(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in arguments:
+            found.append(arguments)
+    return found
+
+
+async def test_what_has_expired_since_is_there_with_its_expiry(
+    server_name: str, tmp_path: Path
+) -> None:
+    tape = tape_of(
+        tmp_path / "repo",
+        server_name,
+        [
+            ("SET", "stream", "x", "PXAT", LONG_GONE + 1),
+            ("INCR", "snapshot"),
+            ("SET", "stays", 1),
+        ],
+        rdb((0, "snapshot", "10", LONG_GONE), (3, "other", "1", LONG_GONE)),
+    )
+    state = await load(tape.job(), server_name, tmp_path / "state")
+    found = keys(state)
+    assert {name: key.expire_ms for name, key in found.items()} == {
+        b"snapshot": LONG_GONE,
+        b"stream": LONG_GONE + 1,
+        b"stays": None,
+        b"other": LONG_GONE,
+    }
+    assert found[b"other"].db == 3
+    value = found[b"snapshot"].value
+    assert value is not None
+    assert canonical(0, value, at=0) == canonical(0, b"\x0211", at=0)
+    assert list((tmp_path / "state").iterdir()) == [state.file]
+    assert servers_in(tmp_path / "state") == []
+
+
+@pytest.mark.parametrize("server_name", ["redis-8.0", "valkey-9.1"], indirect=True)
+@pytest.mark.parametrize("count", [3, 600])
+async def test_so_are_fields_whose_time_has_passed(
+    server_name: str, count: int, tmp_path: Path
+) -> None:
+    tape = tape_of(
+        tmp_path / "repo",
+        server_name,
+        [
+            *(("HSET", "hash", f"field:{n}", n) for n in range(count)),
+            ("HPEXPIREAT", "hash", LONG_GONE, "FIELDS", 1, "field:1"),
+        ],
+    )
+    state = await load(tape.job(), server_name, tmp_path / "state")
+    key = keys(state)[b"hash"]
+    assert key.value is not None
+    before, after = (
+        canonical(key.type, key.value, at=at) for at in (LONG_GONE - 1, LONG_GONE)
+    )
+    assert before != after
+
+
+async def test_what_a_server_does_not_know_is_an_error_and_leaves_nothing(
+    server_name: str, tmp_path: Path
+) -> None:
+    tape = tape_of(tmp_path / "repo", server_name, [("JSON.SET", "key", "$", "1")])
+    why = r"did not start|answered errors"
+    with pytest.raises((ServerError, VerificationError), match=why):
+        await load(tape.job(), server_name, tmp_path / "state")
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+async def test_a_command_that_fails_is_an_error_and_leaves_nothing(
+    server_name: str, tmp_path: Path
+) -> None:
+    commands = [("SET", "key", "value"), ("RPUSH", "key", "element")]
+    tape = tape_of(tmp_path / "repo", server_name, commands)
+    with pytest.raises(VerificationError, match=r"answered errors .*1 x WRONGTYPE"):
+        await load(tape.job(), server_name, tmp_path / "state")
+    assert list((tmp_path / "state").iterdir()) == []
+    assert servers_in(tmp_path / "state") == []
+    state = await load_state(
+        tape.job(), loader_of(server_name), tmp_path / "state", force=True
+    )
+    assert list(keys(state)) == [b"key"]
+
+
+async def test_who_does_not_want_it_any_more_does_not_wait(tmp_path: Path) -> None:
+    tape = tape_of(tmp_path / "repo", "redis-7.0")
+    for _ in range(10):
+        tape.commands(("SET", "key", bytes(200_000)))
+    scope = trio.CancelScope()
+
+    class Cancelling(NoWatch):
+        def stage(self, name: str, length: int) -> Advance:
+            """Begin a stage that cancels the work."""
+            return lambda _: trio.from_thread.run_sync(scope.cancel)
+
+    with scope:
+        job = replace(tape.job(), watch=Cancelling())
+        await load(job, "redis-7.0", tmp_path / "state")
+    assert scope.cancelled_caught
+    assert list((tmp_path / "state").iterdir()) == []
