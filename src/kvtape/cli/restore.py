@@ -14,6 +14,7 @@ import typer
 
 from kvtape import amounts
 from kvtape.cli import options, output, ranges
+from kvtape.cli import rescue as rescuing
 from kvtape.cli.logs import set_up_logging
 from kvtape.cli.rows import JsonRows, TextRows
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
@@ -28,6 +29,7 @@ from kvtape.restore.data_dir import (
 from kvtape.restore.into import IntoOptions, check_target, restore_into
 from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
+from kvtape.restore.rescue import RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
 from kvtape.restore.undo import Touched, Undo, touched_later
@@ -35,6 +37,7 @@ from kvtape.server.tls import Tls
 from kvtape.server.url import format_address, parse_address, parse_url
 from kvtape.tape.command_pattern import parse_pattern
 from kvtape.tape.commands import RecordedCommand
+from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import Point, ToLatest, format_time, parse_offset
 from kvtape.tape.ttls import Mode
 
@@ -101,7 +104,55 @@ def restore(
         typer.Option(
             metavar="URL",
             rich_help_panel=_WHERE,
-            help="A running, empty server, such as redis://127.0.0.1:6380.",
+            help="A running, empty server, such as redis://127.0.0.1:6380; with --key "
+            "one that goes on serving.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            rich_help_panel=rescuing.PANEL,
+            help="Bring only such keys, by the pattern of KEYS: 'user:42:*'. Several "
+            "times: any of them. All else at the target stays as it is.",
+            show_default=False,
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            rich_help_panel=rescuing.PANEL,
+            help="Overwrite keys that the target has otherwise than they were.",
+        ),
+    ] = False,
+    rename_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            rich_help_panel=rescuing.PANEL,
+            help="Put them beside, under names that begin with NEW instead of OLD.",
+            show_default=False,
+        ),
+    ] = None,
+    db: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=rescuing.PANEL,
+            help="Only of this database; each goes into the one of the same number.",
+            show_default=False,
+        ),
+    ] = None,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            rich_help_panel=rescuing.PANEL,
+            help="The server to load the recording with; by default the nearest to the "
+            "recorded one on PATH, or the embedded one (extra: embedded).",
             show_default=False,
         ),
     ] = None,
@@ -178,13 +229,20 @@ def restore(
     The state is the recorded server's after the last command or transaction that ends
     at or before the point. Keys whose time has passed since then expire, unless --ttl
     says otherwise.
+
+    With --into URL --key GLOB only some keys come, into a server that goes on serving.
+    See with --dry-run first what it has of them now.
     """
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
+    place = _place(data_dir, serve_at, into, tls, announce, password_file, force=force)
+    rename = rescuing.parse_rename(rename_prefix)
+    if key:
+        place = _rescue(place, key, db, rename, scratch, replace=replace)
+    elif replace or rename or scratch is not None or db is not None:
+        raise UsageError("--replace, --rename-prefix, --db and --scratch go with --key")
     request = _Request(
         point=ranges.end(to_offset, to_time, latest=to_latest) or ToLatest(),
-        place=_place(
-            data_dir, serve_at, into, tls, announce, password_file, force=force
-        ),
+        place=place,
         changes=Changes(
             ttl,
             tuple(map(parse_offset, skip_offset or ())),
@@ -214,7 +272,7 @@ def restore(
         _report(job, request, result, touched)
 
 
-_Place = Path | ServeOptions | IntoOptions
+_Place = Path | ServeOptions | IntoOptions | RescueOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +289,11 @@ class _Request:
 
 
 def _restore(job: Job, request: _Request) -> Result | None:
-    """Do it; return what was done. A restore that is served reports itself."""
+    """Do it; return what was done. What is served or rescued reports itself."""
     place = request.place
+    if isinstance(place, RescueOptions):
+        rescuing.rescue(job, place, dry_run=request.dry_run, json=request.json)
+        return None
     if request.dry_run:
         if isinstance(place, IntoOptions):
             run(lambda: check_target(job, place))
@@ -346,6 +407,25 @@ def _rows(first: Sequence[RecordedCommand], count: int) -> Iterator[str]:
     yield from map(TextRows().line, first)
     if count > len(first):
         yield f"{'…':>12} and {count - len(first)} more"
+
+
+def _rescue(
+    place: _Place | None,
+    keys: list[str],
+    db: int | None,
+    rename: tuple[bytes, bytes] | None,
+    scratch: str | None,
+    *,
+    replace: bool,
+) -> RescueOptions:
+    if not isinstance(place, IntoOptions):
+        raise UsageError("--key goes with --into, the URL of the server to bring it to")
+    if place.announce is not None:
+        raise UsageError("--announce goes with --into without --key")
+    globs = tuple(parse_glob(options.bytes_of(key)) for key in keys)
+    return RescueOptions(
+        place.url, globs, db, rename, replace, scratch, force=place.force
+    )
 
 
 def _place(
