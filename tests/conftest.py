@@ -69,6 +69,18 @@ def start_server() -> Iterator[StartServer]:
         server.close()
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder for temporary ones; no moment may be left in it at the end."""
+    from leavings import left_in
+
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    yield folder
+    assert left_in(folder) == []
+
+
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
     """Return where an S3 is, as host:port."""

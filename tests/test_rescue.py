@@ -22,12 +22,12 @@ from kvtape.restore.state import FOLDER
 from kvtape.server.url import ServerUrl
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToOffset
+from leavings import damage, is_loading
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
 from plain_client import Argument, PlainClient
 from recording import THEN, Moment, Tape, rdb, tape_of, taping
 from replicas import attach, wait_until
 from servers import Server, StartServer, binary
-from test_state import servers_in
 from verbs import Outcome, ended, kvtape, program
 from workload import Workload
 
@@ -67,18 +67,6 @@ def rescued(*arguments: Any) -> Any:  # noqa: ANN401
 def counts(document: Any) -> dict[str, int]:  # noqa: ANN401
     kinds = ("missing", "changed", "expiry", "same", "expired")
     return {kind: document[kind]["count"] for kind in kinds if document[kind]["count"]}
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder for temporary ones, in which nothing is left at the end."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    yield folder
-    assert list(folder.glob(f"{FOLDER}*")) == []
-    assert servers_in(folder / FOLDER) == []
 
 
 # All that there is.
@@ -533,6 +521,22 @@ def test_a_value_that_is_too_large_for_one_word_is_refused_first(
     assert target.client().dbsize() == 0
 
 
+@pytest.mark.parametrize("kind", ["segment", "snapshot"])
+def test_damage_is_named_and_nothing_is_written(
+    start_server: StartServer, tmp_path: Path, temporary: Path, kind: str
+) -> None:
+    tape = tape_of(tmp_path / "repo", "redis-7.0")
+    name = tape.commands(("SET", "b", "x" * 1000))
+    [snapshot] = tape.folder.catalogue().snapshots
+    path = name.path if kind == "segment" else snapshot.name.rdb
+    damage(Path(tape.folder.url, path))
+    target = start_server("redis-7.0")
+    outcome = rescue(tape.repository, "redis-7.0", target, "--key", "*")
+    assert outcome.status == 4
+    assert f"{path} is damaged" in outcome.err
+    assert target.client().dbsize() == 0
+
+
 # What fails half-way.
 
 
@@ -675,7 +679,7 @@ def test_a_rescue_that_is_interrupted_leaves_nothing(
     ) as process:
         wait_until(
             lambda: bool(
-                servers_in(temporary / FOLDER)
+                is_loading(temporary)
                 if moment == "loading"
                 else list(temporary.glob(f"{FOLDER}*/moment.partial/*"))
             )

@@ -12,9 +12,10 @@ from kvtape.errors import ServerError, VerificationError
 from kvtape.progress import Advance, NoWatch
 from kvtape.restore.job import Job
 from kvtape.restore.loader import Loader
-from kvtape.restore.state import State, load_state
+from kvtape.restore.state import FOLDER, State, load_state
 from kvtape.tape.rdb import Key
 from kvtape.tape.rdb.canonical import canonical
+from leavings import left_in
 from recording import IDENTITIES, THEN, rdb, tape_of
 from servers import binary
 
@@ -29,8 +30,19 @@ def loader_of(name: str) -> Loader:
     return Loader(program, IDENTITIES[name], "of the tests")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder that a moment is loaded in."""
+    folder = tmp_path / f"{FOLDER}of-a-test"
+    folder.mkdir()
+    return folder
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 async def load(job: Job, name: str, folder: Path) -> State:
-    await trio.Path(folder).mkdir(exist_ok=True)
     return await load_state(job, loader_of(name), folder)
 
 
@@ -38,21 +50,8 @@ def keys(state: State) -> dict[bytes, Key]:
     return {key.key: key for key in state.keys("reading", NoWatch())}
 
 
-def servers_in(folder: Path) -> list[str]:
-    """Return the processes that have a folder in their arguments."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            arguments = process.read_text(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in arguments:
-            found.append(arguments)
-    return found
-
-
 async def test_what_has_expired_since_is_there_with_its_expiry(
-    server_name: str, tmp_path: Path
+    server_name: str, tmp_path: Path, folder: Path
 ) -> None:
     tape = tape_of(
         tmp_path / "repo",
@@ -64,7 +63,7 @@ async def test_what_has_expired_since_is_there_with_its_expiry(
         ],
         rdb((0, "snapshot", "10", LONG_GONE), (3, "other", "1", LONG_GONE)),
     )
-    state = await load(tape.job(), server_name, tmp_path / "state")
+    state = await load(tape.job(), server_name, folder)
     found = keys(state)
     assert {name: key.expire_ms for name, key in found.items()} == {
         b"snapshot": LONG_GONE,
@@ -76,14 +75,14 @@ async def test_what_has_expired_since_is_there_with_its_expiry(
     value = found[b"snapshot"].value
     assert value is not None
     assert canonical(0, value, at=0) == canonical(0, b"\x0211", at=0)
-    assert list((tmp_path / "state").iterdir()) == [state.file]
-    assert servers_in(tmp_path / "state") == []
+    assert files_in(folder) == [state.file]
+    assert left_in(tmp_path) == [str(folder)]
 
 
 @pytest.mark.parametrize("server_name", ["redis-8.0", "valkey-9.1"], indirect=True)
 @pytest.mark.parametrize("count", [3, 600])
 async def test_so_are_fields_whose_time_has_passed(
-    server_name: str, count: int, tmp_path: Path
+    server_name: str, count: int, tmp_path: Path, folder: Path
 ) -> None:
     tape = tape_of(
         tmp_path / "repo",
@@ -93,7 +92,7 @@ async def test_so_are_fields_whose_time_has_passed(
             ("HPEXPIREAT", "hash", LONG_GONE, "FIELDS", 1, "field:1"),
         ],
     )
-    state = await load(tape.job(), server_name, tmp_path / "state")
+    state = await load(tape.job(), server_name, folder)
     key = keys(state)[b"hash"]
     assert key.value is not None
     before, after = (
@@ -103,31 +102,31 @@ async def test_so_are_fields_whose_time_has_passed(
 
 
 async def test_what_a_server_does_not_know_is_an_error_and_leaves_nothing(
-    server_name: str, tmp_path: Path
+    server_name: str, tmp_path: Path, folder: Path
 ) -> None:
     tape = tape_of(tmp_path / "repo", server_name, [("JSON.SET", "key", "$", "1")])
     why = r"did not start|answered errors"
     with pytest.raises((ServerError, VerificationError), match=why):
-        await load(tape.job(), server_name, tmp_path / "state")
-    assert list((tmp_path / "state").iterdir()) == []
+        await load(tape.job(), server_name, folder)
+    assert files_in(folder) == []
 
 
 async def test_a_command_that_fails_is_an_error_and_leaves_nothing(
-    server_name: str, tmp_path: Path
+    server_name: str, tmp_path: Path, folder: Path
 ) -> None:
     commands = [("SET", "key", "value"), ("RPUSH", "key", "element")]
     tape = tape_of(tmp_path / "repo", server_name, commands)
     with pytest.raises(VerificationError, match=r"answered errors .*1 x WRONGTYPE"):
-        await load(tape.job(), server_name, tmp_path / "state")
-    assert list((tmp_path / "state").iterdir()) == []
-    assert servers_in(tmp_path / "state") == []
-    state = await load_state(
-        tape.job(), loader_of(server_name), tmp_path / "state", force=True
-    )
+        await load(tape.job(), server_name, folder)
+    assert files_in(folder) == []
+    assert left_in(tmp_path) == [str(folder)]
+    state = await load_state(tape.job(), loader_of(server_name), folder, force=True)
     assert list(keys(state)) == [b"key"]
 
 
-async def test_who_does_not_want_it_any_more_does_not_wait(tmp_path: Path) -> None:
+async def test_who_does_not_want_it_any_more_does_not_wait(
+    tmp_path: Path, folder: Path
+) -> None:
     tape = tape_of(tmp_path / "repo", "redis-7.0")
     for _ in range(10):
         tape.commands(("SET", "key", bytes(200_000)))
@@ -140,6 +139,6 @@ async def test_who_does_not_want_it_any_more_does_not_wait(tmp_path: Path) -> No
 
     with scope:
         job = replace(tape.job(), watch=Cancelling())
-        await load(job, "redis-7.0", tmp_path / "state")
+        await load(job, "redis-7.0", folder)
     assert scope.cancelled_caught
-    assert list((tmp_path / "state").iterdir()) == []
+    assert files_in(folder) == []
