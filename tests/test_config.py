@@ -173,7 +173,7 @@ def test_the_file_may_be_named_by_the_environment(
 @pytest.mark.parametrize(
     ("content", "named", "allowed"),
     [
-        ('rep = "x"', "the unknown key rep;", "repo, sentinel-password-file,"),
+        ('rep = "x"', "the unknown key rep;", "repo, scratch, sentinel-password-file,"),
         ("[record]\nflush = 1", "the unknown key flush in [record]", "flush-interval"),
         ("[info]\nack = 1", "the unknown key ack in [info]", "json, repo, source"),
         (

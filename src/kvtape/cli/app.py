@@ -11,6 +11,7 @@ from kvtape.cli import output
 from kvtape.cli.audit import audit
 from kvtape.cli.check import check
 from kvtape.cli.demo import demo
+from kvtape.cli.diff import diff
 from kvtape.cli.history import history
 from kvtape.cli.info import info
 from kvtape.cli.record import record
@@ -50,6 +51,7 @@ app.command()(check)
 app.command()(info)
 app.command()(audit)
 app.command()(history)
+app.command()(diff)
 app.command()(status)
 app.command()(restore)
 app.command()(demo)
