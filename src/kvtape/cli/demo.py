@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import tempfile
 import time
@@ -20,12 +21,14 @@ from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.job import Job, open_job
+from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.server.client import Client, open_client
 from kvtape.server.contents import Contents, read_contents
 from kvtape.server.info import ask, server_name
 from kvtape.server.scratch import find_program, scratch_server
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import recorded_commands
+from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToLatest, ToOffset, format_time
 
 _SOURCE = "shop"
@@ -38,6 +41,9 @@ _NO_FILES = ("--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "
 _BEFORE = 4.0
 _AFTER = 1.0
 
+_ITEMS = 100
+_PRICES = b"price:*"
+
 _EPILOGUE = """
 The same with your own server:
 
@@ -45,6 +51,7 @@ The same with your own server:
   kvtape info --repo DIR                           what can be restored
   kvtape restore --repo DIR --to-time now-15m --data-dir NEW
   kvtape restore --repo DIR --to-offset N --into redis://HOST:6380
+  kvtape restore --repo DIR --to-offset N --into redis://HOST:6379 --key 'price:*'
 """
 
 # A transfer between two accounts, as an application would do it in a script.
@@ -77,7 +84,8 @@ def demo(
     """Tell the whole story on a server of its own, in under a minute.
 
     Records a busy server, runs FLUSHALL on it, finds the moment before, restores it,
-    and compares every key.
+    and compares every key. Then it brings the lost prices back into the busy server
+    itself, which never stops.
     """
     program = find_program(server)
     logging.getLogger("kvtape").addHandler(logging.NullHandler())
@@ -104,12 +112,18 @@ class _Story:
         self._console.print(f"[dim]{passed:5.1f} s[/dim]  {line}")
 
     async def tell(self) -> None:
-        """Tell it all."""
+        """Tell it all, in two acts."""
         shop = self._folder / "shop"
         shop.mkdir()
         async with scratch_server(self._program, shop, _NO_FILES) as url:
             before = await self._record(url)
-        job = await trio.to_thread.run_sync(self._find_the_accident)
+            job = await trio.to_thread.run_sync(self._find_the_accident)
+            await self._restore(job, before)
+            await self._rescue(job, url, before)
+        self._epilogue()
+
+    async def _restore(self, job: Job, before: Contents) -> None:
+        """Bring all of it back, beside the shop."""
         restored = self._folder / "restored"
         layout = layout_for(job.plan.snapshot.manifest)
         result = await trio.to_thread.run_sync(restore_data_dir, job, restored, layout)
@@ -124,7 +138,31 @@ class _Story:
         ):
             self._say("started a server on the folder")
             self._compare(before, await read_contents(client))
-        self._epilogue()
+
+    async def _rescue(self, job: Job, url: ServerUrl, before: Contents) -> None:
+        """Bring the prices back into the shop, which is open all the while."""
+        scratch, globs = str(self._program), (parse_glob(_PRICES),)
+        rescue = Rescue(job, RescueOptions(url, globs, scratch=scratch))
+        async with open_client(url) as client, trio.open_nursery() as nursery:
+            shop = _Shop(client)
+            nursery.start_soon(shop.trade, math.inf)
+            await rescue.run(dry_run=True)
+            self._say(
+                f"of the prices, {rescue.found['missing'].count} are missing in the "
+                "shop itself, which lives on"
+            )
+            rescue = Rescue(job, rescue.options)
+            await rescue.run()
+            nursery.cancel_scope.cancel()
+        async with open_client(url) as client:
+            after = await read_contents(client)
+        prices = {key for key in before if key[1].startswith(_PRICES[:-1])}
+        if any(before[key] != after.get(key) for key in prices):
+            raise VerificationError("a price is not what it was")
+        self._say(
+            f"[green]brought them back into it: all {len(prices)} are what they were"
+            f"[/green], and it took {shop.writes} writes meanwhile"
+        )
 
     async def _record(self, url: ServerUrl) -> Contents:
         """Open the shop, record it, have the accident; return what was there before."""
@@ -163,11 +201,12 @@ class _Story:
 
     async def _have_the_accident(self, client: Client) -> Contents:
         shop = _Shop(client)
+        await shop.open()
         await shop.trade(_BEFORE)
         before = await read_contents(client)
         self._say(
             f"{shop.writes} writes later it holds {len(before)} keys: carts that "
-            "expire, accounts, orders"
+            "expire, accounts, orders, prices"
         )
         await client.call("FLUSHALL")
         size = await client.call("DBSIZE")
@@ -222,6 +261,12 @@ class _Shop:
         # The story is the same every time it is told.
         self._random = random.Random(7)
 
+    async def open(self) -> None:
+        """Write down what everything costs, once."""
+        for number in range(_ITEMS):
+            price = self._random.randrange(100, 10_000)
+            await self._call("HSET", f"price:item:{number}", "cents", price)
+
     async def trade(self, duration: float) -> None:
         """Write for so many seconds."""
         end = trio.current_time() + duration
@@ -230,7 +275,7 @@ class _Shop:
 
     async def _visit(self) -> None:
         number = self._random.randrange(2000)
-        customer, item = f"user:{number}", f"item:{self._random.randrange(100)}"
+        customer, item = f"user:{number}", f"item:{self._random.randrange(_ITEMS)}"
         # Some carts are forgotten within seconds, the others within hours.
         patience = 1500 if number % 10 == 0 else 3_600_000
         await self._call("SET", f"cart:{number}", item, "PX", patience)
