@@ -66,6 +66,29 @@ async def test_a_script_records_reads_and_restores(
         assert client.info("replication")["role"] == "master"
 
 
+@pytest.mark.parametrize("server_name", ["valkey-9.1"], indirect=True)
+async def test_a_script_compares_two_moments_and_brings_a_key_back(
+    tmp_path: Path, server_name: str, start_server: StartServer
+) -> None:
+    server = start_server(server_name)
+    await record(server, tmp_path, [("SET", "a", "1"), ("SET", "b", "1"), ("DEL", "a")])
+    repository = str(tmp_path / "repository")
+    latest = kvtape.open_job(repository, None, kvtape.ToLatest())
+    *_, deletion = kvtape.recorded_commands(latest.folder, latest.plan)
+    before = kvtape.open_job(repository, None, kvtape.ToOffset(deletion.start))
+    with kvtape.comparison() as compared:
+        await compared.fill((before, latest), kvtape.DiffOptions())
+        [lost] = compared.differences()
+    assert (lost.key, lost.change) == (b"a", "removed")
+    url = kvtape.parse_url(f"redis://127.0.0.1:{server.port}")
+    globs = (kvtape.parse_glob(lost.key),)
+    rescue = kvtape.Rescue(before, kvtape.RescueOptions(url, globs))
+    await rescue.run()
+    assert rescue.done == [(0, b"a")]
+    with server.client() as client:
+        assert client.mget("a", "b") == [b"1", b"1"]
+
+
 def test_everything_named_is_there_and_documented() -> None:
     for name in kvtape.__all__:
         assert getattr(kvtape, name).__doc__, name

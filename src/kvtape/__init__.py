@@ -10,6 +10,10 @@ What the command line does, a script can do:
   touched_later() tells what came after them on the same keys.
 - restore: restore_data_dir() into a folder, restore_into() into a running server, and
   serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
+- rescue: run() of a Rescue, with trio, brings some keys into a server that goes on
+  serving; what it found and did is on it, also if it fails.
+- compare: fill() of a comparison(), with trio, loads two moments; its differences() and
+  prefixes() tell which keys are not the same.
 - read: recorded_commands() yields the stream of a plan as commands, all of them.
 - ask: open_audit() finds out what is recorded between two points; its commands() yields
   the writes that a Query asks for, and its story() what became of a key.
@@ -38,8 +42,10 @@ from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
 from kvtape.restore.changes import Changes
 from kvtape.restore.data_dir import layout_for, restore_data_dir
+from kvtape.restore.difference import Comparison, Difference, DiffOptions, comparison
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import Job, Result, open_job
+from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.undo import touched_later
 from kvtape.server.tls import Tls
@@ -61,8 +67,11 @@ __all__ = [
     "Beginning",
     "Changes",
     "CheckOptions",
+    "Comparison",
     "Damage",
     "DestinationError",
+    "DiffOptions",
+    "Difference",
     "Episode",
     "Error",
     "Finding",
@@ -80,6 +89,8 @@ __all__ = [
     "RecordedCommand",
     "Repository",
     "RepositoryError",
+    "Rescue",
+    "RescueOptions",
     "Result",
     "SentinelUrl",
     "ServeOptions",
@@ -91,6 +102,7 @@ __all__ = [
     "ToTime",
     "UsageError",
     "VerificationError",
+    "comparison",
     "layout_for",
     "open_audit",
     "open_job",
