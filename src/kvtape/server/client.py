@@ -7,7 +7,7 @@ moment.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -35,6 +35,9 @@ CONNECT_TIMEOUT = 10.0
 # A server that loads, forks or runs a script may be silent for long; one that is silent
 # for a minute is not one to go on with.
 REPLY_TIMEOUT = 60.0
+
+# What is sent may take longer, at this many bytes a second.
+_SLOWEST = 1024 * 1024
 
 _RECEIVE = 64 * 1024
 
@@ -81,15 +84,23 @@ class Client:
         """
         if not commands:
             return
-        async with self._patience(commands[0], REPLY_TIMEOUT):
-            await self._send(b"".join(pack(*words) for words in commands))
+        data = b"".join(pack(*words) for words in commands)
+        async with self._patience(commands[0], REPLY_TIMEOUT + len(data) / _SLOWEST):
+            await self._send(data)
 
     async def reply(
         self, words: Sequence[Word], *, within: float = REPLY_TIMEOUT
     ) -> object:
-        """Return the reply to a command that was sent; ReplyError if it is an error."""
-        async with self._patience(words, within):
-            reply = await self.receive()
+        """Return the reply to a command that was sent; ReplyError if it is an error.
+
+        within is how long (s) the server may be silent; a long reply may take longer.
+        """
+        async with self._patience(words, within) as scope:
+
+            def hear() -> None:
+                scope.deadline = trio.current_time() + within
+
+            reply = await self.receive(hear)
         if isinstance(reply, hiredis.ReplyError):
             raise self._answered(words, reply)
         return reply
@@ -97,10 +108,10 @@ class Client:
     @asynccontextmanager
     async def _patience(
         self, words: Sequence[Word], within: float
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[trio.CancelScope]:
         try:
-            with trio.fail_after(within):
-                yield
+            with trio.fail_after(within) as scope:
+                yield scope
         except trio.TooSlowError:
             raise ServerError(
                 f"{self.url.address} did not answer {words[0]!s} for {within:.0f} s"
@@ -120,13 +131,14 @@ class Client:
         except trio.BrokenResourceError as error:
             raise self._broken(error) from error
 
-    async def receive(self) -> object:
+    async def receive(self, hear: Callable[[], None] = lambda: None) -> object:
         """Return what the server says next, as after SUBSCRIBE, however long it takes.
 
-        It may be cancelled, and nothing is lost.
+        It may be cancelled, and nothing is lost. hear is called whenever some of it has
+        come.
         """
         try:
-            return await self._receive()
+            return await self._receive(hear)
         except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
             raise self._broken(error) from error
 
@@ -135,7 +147,7 @@ class Client:
             return closed_without_a_word()
         return ServerError(f"{self.url.address} went away: {error}")
 
-    async def _receive(self) -> object:
+    async def _receive(self, hear: Callable[[], None]) -> object:
         while (reply := self._reader.gets()) is False:
             data = bytes(await self._stream.receive_some(_RECEIVE))
             if not data and not self._has_heard:
@@ -145,6 +157,7 @@ class Client:
             if not self._has_heard and (error := not_a_server(data)):
                 raise error
             self._has_heard = True
+            hear()
             self._reader.feed(data)
         return reply
 
