@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvtape.errors import ServerError
@@ -105,6 +106,14 @@ def test_one_that_is_unfit_is_refused_with_what_would_fit(
     assert ("'kvtape[embedded]' has one" in message) == (
         "Valkey" in fits or "V" in fits
     )
+
+
+def test_of_a_recording_of_nobody_knows_whom_the_file_decides() -> None:
+    for name, best in (("redis-7.0", "redis-7.0"), ("valkey-9.1", "valkey-9.1")):
+        manifest = msgspec.structs.replace(manifest_of(name), server=Identity())
+        chosen, reason = choose_loader(ALL, manifest)
+        assert chosen == loader(best)
+        assert reason.startswith("it loads what a server that writes")
 
 
 def test_what_says_nothing_of_itself_is_refused() -> None:

@@ -578,7 +578,9 @@ def test_a_key_that_came_meanwhile_is_kept_and_the_others_are_told(
     client = target.client()
     work = half_way(tape, target, lambda: client.set("key:007", "mine"))
     work.options = replace(work.options, replace=False)
-    with pytest.raises(ServerError, match=r"BUSYKEY.*of 300 keys were written: say"):
+    with pytest.raises(
+        ServerError, match=r"BUSYKEY.*, for 'key:007'; .*of 300 keys were written: say"
+    ):
         run(work.run)
     assert client.get("key:007") == b"mine"
     done = {name for _, name in work.done}

@@ -196,7 +196,7 @@ class Rescue:
             try:
                 await client.reply(words)
             except ReplyError as error:
-                errors.append(error)
+                errors.append(ServerError(f"{error}, for {shown(each.place)}"))
             else:
                 self.done.append(each.place)
             del self.unanswered[0]
