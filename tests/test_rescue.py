@@ -363,6 +363,28 @@ def test_fields_whose_time_has_passed_are_no_difference(
     assert counts(document) == {"same": 1, "expired": 1}
 
 
+def test_what_has_expired_since_can_come_with_what_it_had_left(
+    server_name: str, start_server: StartServer, tmp_path: Path, temporary: Path
+) -> None:
+    hour = 3_600_000
+    tape = tape_of(
+        tmp_path / "repo",
+        server_name,
+        [("SET", "stream", 1, "PXAT", THEN + hour), ("SET", "stays", 1)],
+        rdb((0, "snapshot", "10", THEN + hour)),
+    )
+    target = start_server(server_name)
+    chosen = (tape.repository, server_name, target, "--key", "*")
+    assert counts(rescued(*chosen)) == {"missing": 1, "expired": 2}
+    shifted = rescued(*chosen, "--ttl", "shift")
+    assert counts(shifted) == {"missing": 2, "same": 1}
+    for name in ("stream", "snapshot"):
+        assert hour - 60_000 < target.client().pttl(name) <= hour
+    dropped = rescued(*chosen, "--ttl", "drop", "--replace")
+    assert counts(dropped) == {"expiry": 2, "same": 1}
+    assert target.client().pttl("snapshot") == -1
+
+
 # Other releases.
 
 
