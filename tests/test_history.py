@@ -147,7 +147,7 @@ def test_people_read_it_at_80_columns(tmp_path: Path) -> None:
     lines = outcome.out.splitlines()
     assert (outcome.status, outcome.err) == (0, "")
     assert max(map(len, lines)) <= 80
-    assert "deleted: by a command or the server, which is not known" in outcome.out
+    assert "deleted: cause unknown" in outcome.out
     assert "string of" in outcome.out
 
 

@@ -127,10 +127,10 @@ class _Telling:
 _INDENT = " " * 14
 
 _TEXTS: dict[Cause, str] = {
-    "expired": "it had expired",
+    "expired": "expired",
     "transaction": "by a transaction or a script",
     "command": "by this command",
-    "unknown": "by a command or the server, which is not known",
+    "unknown": "cause unknown",
 }
 
 
@@ -140,7 +140,7 @@ def _cause_text(episode: Episode) -> str:
     when = _time_of(episode.expiry)
     if when is None or episode.cause in ("transaction", "command"):
         return text
-    return f"{text}, its time was {when}"
+    return f"{text}; its TTL ended {when}"
 
 
 def _time_of(expiry: Expiry) -> str | None:
