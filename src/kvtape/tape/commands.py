@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
@@ -207,7 +208,14 @@ def _turns(commands: Sequence[Words]) -> list[int]:
     names = {name for name in set(map(name_of, commands)) if name.upper() in _TURNS}
     if not names:
         return []
-    return [number for number, words in enumerate(commands) if words[0] in names]
+    return numbers_of(commands, names)
+
+
+def numbers_of(commands: Sequence[Words], names: Container[bytes]) -> list[int]:
+    """Return the numbers of the commands of some names, as they are written."""
+    # Nothing here runs in Python for each command.
+    is_one = map(names.__contains__, map(name_of, commands))
+    return list(compress(range(len(commands)), is_one))
 
 
 def _places(

@@ -17,7 +17,7 @@ from kvtape.errors import ProtocolError
 from kvtape.replication.tracker import NO_DB
 from kvtape.tape import command_table
 from kvtape.tape.command_table import Kind
-from kvtape.tape.commands import Batch, RecordedCommand, Words, name_of
+from kvtape.tape.commands import Batch, RecordedCommand, Words, name_of, numbers_of
 from kvtape.tape.facts import Facts
 from kvtape.tape.glob import Glob, exactly
 
@@ -111,8 +111,10 @@ class Query:
         part, matches = self.globs[0].part, self.globs[0].expression.fullmatch
         wanted = [
             number
-            for number, words in enumerate(commands)
-            if (at := ats[words[0]]) and part in (key := words[at]) and matches(key)
+            for number, (words, at) in enumerate(
+                zip(commands, map(ats.__getitem__, map(name_of, commands)), strict=True)
+            )
+            if at and part in (key := words[at]) and matches(key)
         ]
         if all(ats.values()):
             return wanted
@@ -207,11 +209,12 @@ def _passing(
     names = {name for name, test in tests.items() if test is not None}
     if not names:
         return []
-    return [
-        number
-        for number, words in enumerate(commands)
-        if words[0] in names and (test := tests[words[0]]) and test(words)
-    ]
+    found = []
+    for number in numbers_of(commands, names):
+        test = tests[commands[number][0]]
+        if test is not None and test(commands[number]):
+            found.append(number)
+    return found
 
 
 def keys_of(words: Sequence[bytes]) -> list[bytes] | None:
