@@ -105,11 +105,7 @@ def test_what_is_damaged_is_left_out_if_asked_for_and_said(tmp_path: Path) -> No
         [(THEN, command("SET", "key", 1))],
         [(THEN, command("SET", "key", 2))],
     )
-    path = Path(tape.folder.url, name.path)
-    content = bytearray(path.read_bytes())
-    at = content.index(command("SET", "key", 1)[4:])
-    content[at] ^= 1
-    path.write_bytes(content)
+    damage(Path(tape.folder.url, name.path), command("SET", "key", 1)[4:])
     outcome = kvtape("history", "key", "--repo", tmp_path)
     assert outcome.status == 4
     assert "--skip-damaged" in outcome.err
@@ -117,11 +113,52 @@ def test_what_is_damaged_is_left_out_if_asked_for_and_said(tmp_path: Path) -> No
     assert outcome.status == 4
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     assert words(rows) == ["SET key 2"]
-    [damage] = [row for row in rows if "damaged" in row]
-    assert damage["end_offset"] - damage["start_offset"] == len(
+    [damaged] = [row for row in rows if "damaged" in row]
+    assert damaged["end_offset"] - damaged["start_offset"] == len(
         command("SET", "key", 1)
     )
     assert "1 damaged range was left out" in outcome.err
+
+
+def damage(path: Path, content: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(content)] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_a_snapshot_tells_is_not_known_behind_what_is_damaged(
+    tmp_path: Path,
+) -> None:
+    tape = Tape(tmp_path).snapshot(rdb((0, "key", "1", THEN + 100)))
+    name = tape.segment(
+        [(THEN, command("SELECT", 0) + command("PERSIST", "key"))],
+        [(THEN + 5_000, command("SET", "other", 1))],
+        [(THEN + 9_000, command("DEL", "key"))],
+    )
+    assert told(tmp_path, "key")[-1]["cause"] == "unknown"
+    damage(Path(tape.folder.url, name.path), command("PERSIST", "key")[4:])
+    outcome = kvtape("history", "key", "--repo", tmp_path, "--skip-damaged", "--json")
+    begun, damaged, deleted = (json.loads(line) for line in outcome.out.splitlines())
+    assert begun["snapshot"]["expires"] == format_time(THEN + 100)
+    assert "damaged" in damaged
+    assert (deleted["command"], deleted["cause"]) == (["DEL", "key"], "unknown")
+    assert outcome.status == 4
+
+
+def test_a_damaged_snapshot_is_left_out_if_asked_for_and_said(tmp_path: Path) -> None:
+    tape = Tape(tmp_path).snapshot(rdb((0, "key", PLANTED, None)))
+    tape.commands(("SELECT", 0), ("APPEND", "key", 1))
+    [snapshot] = tmp_path.rglob("rdb.zst")
+    damage(snapshot, PLANTED.encode())
+    outcome = kvtape("history", "key", "--repo", tmp_path)
+    assert (outcome.status, outcome.out) == (4, "")
+    assert outcome.err.endswith("; --skip-damaged goes on without it\n")
+    outcome = kvtape("history", "key", "--repo", tmp_path, "--skip-damaged", "--json")
+    assert outcome.status == 4
+    damaged, row = (json.loads(line) for line in outcome.out.splitlines())
+    assert "rdb.zst is damaged" in damaged["damaged"]
+    assert row["command"] == ["APPEND", "key", "1"]
+    assert "rdb.zst is damaged" in outcome.err
 
 
 def test_of_a_key_in_another_database_it_says_in_which(tmp_path: Path) -> None:

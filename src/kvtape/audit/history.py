@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 from kvtape.audit.search import Search
+from kvtape.errors import VerificationError
 from kvtape.progress import NoWatch, Watch
 from kvtape.storage.commands import Damage, whole_commands
 from kvtape.storage.filters import segments_with
@@ -140,6 +141,10 @@ class KeyHistory:
         root = self._root(run)
         for content in self._found(run, follower.names):
             if isinstance(content, Damage):
+                if root is not None and root.name.offset < content.end:
+                    # What it tells is of before the damage, and may be no more after.
+                    yield from self._begin(follower, root)
+                    root = None
                 follower.forget()
                 yield Moment(follower.run, content.start), content
                 continue
@@ -158,16 +163,20 @@ class KeyHistory:
         self, follower: Follower, root: Snapshot
     ) -> Iterator[tuple[Moment, Item]]:
         """Begin with what a snapshot has."""
-        entries = self._entries(root, follower.names)
+        offset = root.name.offset
+        moment = Moment(follower.run, offset)
+        try:
+            entries = self._entries(root, follower.names)
+        except VerificationError as error:
+            yield moment, Damage(root.name.replid, offset, offset, str(error))
+            return
         if entries is None:
             return
         expiries = {
             place: NEVER if entry.expire_ms is None else at(entry.expire_ms)
             for place, entry in entries.items()
         }
-        offset = root.name.offset
         follower.see_snapshot(expiries, offset)
-        moment = Moment(follower.run, offset)
         for place in sorted({self.key, *entries}):
             yield moment, Beginning(root, place, entries.get(place))
 

@@ -63,20 +63,18 @@ class Missing:
 
     def tell_damage(self, damage: Damage) -> None:
         """Say what cannot be read."""
+        # Of what is no part of the stream, as a snapshot, there are no offsets.
+        offsets = f"offsets {damage.start} to {damage.end} of {damage.replid}"
+        what = offsets if damage.start < damage.end else "it"
         if not self.skips:
             raise VerificationError(
-                f"{damage.reason}; --skip-damaged goes on without offsets "
-                f"{damage.start} to {damage.end}"
+                f"{damage.reason}; --skip-damaged goes on without {what}"
             )
         self._damaged += 1
         if self.is_json:
             output.print_line(rows.json_line(_damage_document(damage)))
-        self.note(
-            [
-                f"offsets {damage.start} to {damage.end} of {damage.replid} are left "
-                f"out: {damage.reason}"
-            ]
-        )
+        left_out = f"{offsets} are" if damage.start < damage.end else "something is"
+        self.note([f"{left_out} left out: {damage.reason}"])
 
     def end(self) -> None:
         """Say at the end that something was left out."""
