@@ -588,3 +588,23 @@ def test_a_key_that_a_database_is_swapped_away_from_is_gone_by_command() -> None
     assert (made.place, made.source) == ((1, b"key"), KEY)
     assert following.state(KEY).presence == "gone"
     assert following.state((1, b"key")).expiry == at(200_000)
+
+
+def test_what_a_swap_brings_is_not_known_if_it_may_not_have_been_there() -> None:
+    following = Follower(KEY, frozenset({b"key"}), clock)
+    episodes = following.follow(recorded("SWAPDB", 0, 1))
+    assert [(one.place, one.effect) for one in episodes] == [
+        (KEY, None),
+        ((1, b"key"), None),
+    ]
+
+
+@pytest.mark.parametrize("condition", ["IFEQ", "ifne", "IFDEQ", "IFDNE"])
+def test_what_a_value_is_compared_with_is_no_option(condition: str) -> None:
+    def given_to(*words: str | int) -> Expiry | None:
+        return given_by(recorded("SET", "key", "v", *words), clock)
+
+    assert given_to(condition, "KEEPTTL") == NEVER
+    assert given_to(condition, "PX") == NEVER
+    assert given_to(condition, "x", "KEEPTTL") is None
+    assert given_to(condition, "PX", "PXAT", 5000) == at(5000)

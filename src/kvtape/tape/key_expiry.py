@@ -53,6 +53,9 @@ _Rule = Callable[[RecordedCommand, Clock], Expiry | None]
 
 _UNITS: Final = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
 
+# What stands before a value that the old one is compared with.
+_COMPARED: Final = frozenset({b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"})
+
 
 def at(time: int) -> Expiry:
     """Return the expiry at a time of the server's clock (ms)."""
@@ -98,7 +101,12 @@ def _set(command: RecordedCommand, clock: Clock) -> Expiry | None:
     """Read SET key value [options], and MSETEX n (key value)… [options]."""
     words = command.words
     begin = 3 if command.name == b"SET" else 2 + 2 * int(words[1])
-    options = words[begin:]
+    options = list(words[begin:])
+    for number, option in enumerate(options):
+        if option.upper() in _COMPARED:
+            # What follows it is a value, and may look like an option.
+            del options[number : number + 2]
+            break
     if any(option.upper() == b"KEEPTTL" for option in options):
         return None
     return _by_options(options, command, clock) or NEVER

@@ -294,7 +294,8 @@ class Follower:
                 self._put(target, replace(value, born=at))
                 if value.presence != "gone":
                     self.links.append(Link(at, target, source, value.born))
-                    yield Episode(command, target, Effect.CREATES, source=source)
+                    effect = Effect.CREATES if value.presence == "there" else None
+                    yield Episode(command, target, effect, source=source)
                 elif over.presence != "gone":
                     cause = self._ordered(command)
                     yield Episode(command, target, Effect.DELETES, cause, over.expiry)
