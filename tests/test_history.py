@@ -186,6 +186,8 @@ def test_people_read_it_at_80_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     assert "deleted: cause unknown" in outcome.out
     assert "string of" in outcome.out
+    # The end of a TTL is never cut off.
+    assert f"              expires {format_time(THEN + 10_000)}" in lines
 
 
 def test_no_value_is_shown_where_none_is_wanted(tmp_path: Path) -> None:

@@ -98,9 +98,10 @@ class _Telling:
         """Yield the lines of a part of the story."""
         self.has_any |= not isinstance(item, Beginning) or item.entry is not None
         if isinstance(item, Beginning):
-            line = _beginning_line(item)
-            document = _beginning_document(item)
-            yield rows.json_line(document) if self.is_json else line
+            if self.is_json:
+                yield rows.json_line(_beginning_document(item))
+            else:
+                yield from _beginning_lines(item)
         elif self.is_json:
             yield rows.json_line(self._episode(item))
         else:
@@ -150,19 +151,19 @@ def _time_of(expiry: Expiry) -> str | None:
 # What a snapshot has.
 
 
-def _beginning_line(beginning: Beginning) -> str:
-    name = beginning.snapshot.name
+def _beginning_lines(beginning: Beginning) -> Iterator[str]:
+    name, entry = beginning.snapshot.name, beginning.entry
     db, key = beginning.place
-    what = "not there" if beginning.entry is None else _entry_text(beginning.entry)
     place = f"{name.offset:>12}  {format_time(name.time)} db{db}"
-    return rows.cut(f"{place}  snapshot: {rows.quoted(key)} {what}")
+    yield rows.cut(f"{place}  snapshot: {rows.quoted(key)} {_entry_text(entry)}")
+    if entry is not None and entry.expire_ms is not None:
+        yield f"{_INDENT}expires {format_time(entry.expire_ms)}"
 
 
-def _entry_text(entry: Key) -> str:
-    expires = ""
-    if entry.expire_ms is not None:
-        expires = f", expires {format_time(entry.expire_ms)}"
-    return f"{type_name(entry.type)} of {amounts.size(entry.value_size)}{expires}"
+def _entry_text(entry: Key | None) -> str:
+    if entry is None:
+        return "not there"
+    return f"{type_name(entry.type)} of {amounts.size(entry.value_size)}"
 
 
 def _beginning_document(beginning: Beginning) -> dict[str, object]:
