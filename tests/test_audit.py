@@ -452,6 +452,9 @@ def test_whoever_has_seen_enough_ends_it_in_silence(tmp_path: Path) -> None:
         ("--key [a", 2, "'[a' is no pattern of keys: a bracket is not closed"),
         ("--command DELL", 2, "did you mean DEL"),
         ("--command GET", 2, "no server streams a command 'GET'"),
+        ("--command ping", 2, "an audit leaves PING out: it writes nothing"),
+        ("--depth 2", 2, "--depth goes with --count-by prefix"),
+        ("--count-by key --depth 1", 2, "--depth goes with --count-by prefix"),
         ("--db -1", 2, "--db"),
         ("--json --csv", 2, "give only one of --json and --csv"),
         ("--last 1 --limit 1", 2, "give only one of --last and --limit"),
@@ -469,6 +472,7 @@ def test_whoever_has_seen_enough_ends_it_in_silence(tmp_path: Path) -> None:
         ("--from-time now", 3, "after the last recorded byte"),
         ("--source nosuch", 2, "no source 'nosuch'"),
         ("--orphaned --last 1", 2, "--orphaned lists all that was lost"),
+        ("--orphaned --skip-damaged", 2, "--orphaned lists all that was lost"),
     ],
 )
 def test_what_is_asked_wrongly_is_refused_in_a_sentence(

@@ -21,7 +21,7 @@ from kvtape.errors import UsageError
 from kvtape.storage.repository import open_repository
 from kvtape.tape import command_table
 from kvtape.tape.glob import parse_glob
-from kvtape.tape.query import Query
+from kvtape.tape.query import Query, may_be_listed
 
 _FILTERS = "Which commands (those of which all of it is true)"
 _OUTPUT = "How they are shown"
@@ -112,14 +112,15 @@ def audit(
         ),
     ] = None,
     depth: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             min=1,
             rich_help_panel=_OUTPUT,
-            help="Of --count-by prefix: before the N-th colon.",
+            help="Of --count-by prefix: before the N-th colon; by default the first.",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
     values: options.Values = "full",
     json: options.JsonLines = False,
     csv: Annotated[
@@ -158,8 +159,11 @@ def audit(
         raise UsageError("give only one of --last and --limit")
     if count_by is not None and last is not None:
         raise UsageError("--last goes with a list, not with --count-by")
+    if depth is not None and count_by != "prefix":
+        raise UsageError("--depth goes with --count-by prefix only")
     if orphaned:
-        if start or end or last or limit or count_by or csv:
+        others = (start, end, last, limit, count_by, csv, skip_damaged)
+        if any(others):
             raise UsageError(
                 "--orphaned lists all that was lost: it goes with --key, --command, "
                 "--db, --publish, --values and --json only"
@@ -177,7 +181,7 @@ def audit(
     )
     listing.begin()
     if count_by is not None:
-        listing.count(count_by, depth)
+        listing.count(count_by, depth or 1)
     elif last is not None:
         listing.show_last(last)
     else:
@@ -189,6 +193,8 @@ def _command_name(name: str) -> bytes:
     """Return a name to look for; UsageError for what cannot be in any stream."""
     upper = name.upper()
     known = {known.partition(" ")[0] for known in command_table.names()}
+    if upper in known and not may_be_listed(upper.encode()):
+        raise UsageError(f"an audit leaves {upper} out: it writes nothing")
     # Modules give theirs a prefix and a dot, and there is no list of them.
     if upper in known or "." in upper:
         return options.bytes_of(upper)

@@ -235,6 +235,11 @@ def is_known(words: Sequence[bytes]) -> bool:
     return keys_of(words) is not None
 
 
+def may_be_listed(name: bytes) -> bool:
+    """Whether commands of a name are found if they are asked for: writes, messages."""
+    return name in PUBLISH or not _is_silent(name)
+
+
 def _is_silent(name: bytes) -> bool:
     """Whether no command of a name writes anything."""
     entry = command_table.find([name])
