@@ -335,17 +335,17 @@ SET = recorded("SET", "key", "v", "PXAT", 200_000)
 @pytest.mark.parametrize(
     ("command", "cause"),
     [
-        # By the clock that lags most its time has come when the one before was there.
-        (recorded("DEL", "key", time=199_990, after=199_980), "expired"),
-        (recorded("UNLINK", "key", time=199_990, after=199_980), "expired"),
-        (recorded("DEL", "key", time=199_990, after=199_979), "unknown"),
+        # By the clock that lags most it had passed when the one before was there.
+        (recorded("DEL", "key", time=199_990, after=199_981), "expired"),
+        (recorded("UNLINK", "key", time=199_990, after=199_981), "expired"),
+        (recorded("DEL", "key", time=199_990, after=199_980), "unknown"),
         (recorded("DEL", "key", time=199_000), "unknown"),
         (recorded("del", "key", time=199_000), "unknown"),
         (recorded("DEL", "other", "key", time=199_000), "command"),
         (recorded("DEL", "key", time=199_000, transaction=5), "transaction"),
         (recorded("DEL", "key", time=199_910, transaction=5), "unknown"),
         (recorded("DEL", "key", time=199_909, transaction=5), "transaction"),
-        (recorded("DEL", "key", time=199_980, transaction=5), "expired"),
+        (recorded("DEL", "key", time=199_981, transaction=5), "expired"),
         (recorded("del", "key", time=199_000, transaction=5), "transaction"),
         (recorded("DEL", "other", "key", time=1, transaction=5), "transaction"),
         (recorded("RENAME", "key", "other", time=199_000), "command"),
@@ -552,8 +552,8 @@ def test_the_expiry_that_a_command_gives(
 
 def test_an_expiry_has_passed_by_every_clock_or_may_have() -> None:
     for expiry, after, time, has, may in (
-        (at(1000), 980, 980, True, True),
-        (at(1000), 979, 979, False, True),
+        (at(1000), 981, 981, True, True),
+        (at(1000), 980, 980, False, True),
         (at(1000), 0, 910, False, True),
         (at(1000), 0, 909, False, False),
         (NEVER, FAR, FAR, False, False),

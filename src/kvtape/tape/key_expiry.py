@@ -28,8 +28,11 @@ class Expiry(NamedTuple):
     high: int
 
     def has_passed(self, command: RecordedCommand, clock: Clock) -> bool:
-        """Whether it certainly had when a command was carried out."""
-        return self.high < _FAR and command.after + clock(command).low >= self.high
+        """Whether it certainly had when a command was carried out.
+
+        In the millisecond itself a key is still there.
+        """
+        return self.high < _FAR and command.after + clock(command).low > self.high
 
     def may_have_passed(self, command: RecordedCommand, clock: Clock) -> bool:
         """Whether it could have when a command was carried out."""
