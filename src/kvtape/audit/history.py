@@ -28,6 +28,7 @@ from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.facts import ClockDifference
 from kvtape.tape.key_expiry import NEVER, at
 from kvtape.tape.key_history import Episode, Follower, Moment, Place, Relevance, sources
+from kvtape.tape.names import SegmentName
 from kvtape.tape.query import KeyQuery
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
 from kvtape.tape.span import Hole, Span, runs
@@ -57,6 +58,12 @@ def _subject(item: Item) -> RecordedCommand | Item:
     return item.command if isinstance(item, Episode) else item
 
 
+def _holds(name: SegmentName, command: RecordedCommand) -> bool:
+    """Whether a segment has a command."""
+    is_within = name.start <= command.start and command.end <= name.end
+    return is_within and name.replid == command.replid
+
+
 @dataclass(slots=True)
 class KeyHistory:
     """The story of a key, as far as a span has it.
@@ -73,6 +80,7 @@ class KeyHistory:
     processes: int | None = None
     elsewhere: set[int] = field(default_factory=set)
     _clocks: dict[str, ClockDifference] = field(default_factory=dict)
+    _last: SegmentName | None = None
 
     def items(self) -> Iterator[Item]:
         """Yield what belongs to the story, in order."""
@@ -244,11 +252,12 @@ class KeyHistory:
 
     def _clock(self, command: RecordedCommand) -> ClockDifference:
         """Return by how much the server's clock was ahead of the recorder's."""
-        segments = self.catalogue.segments[command.replid]
-        name = next(
-            (s for s in segments if s.start <= command.start and command.end <= s.end),
-            None,
-        )
+        name = self._last
+        if name is None or not _holds(name, command):
+            # There may be tens of thousands, and commands come in order.
+            segments = self.catalogue.segments[command.replid]
+            name = next((one for one in segments if _holds(one, command)), None)
+            self._last = name
         if name is None:
             return _ASSUMED
         if name.path not in self._clocks:
