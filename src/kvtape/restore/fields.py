@@ -33,7 +33,8 @@ def keep_fields(job: Job, *, force: bool) -> Job:
     where keys are small.
     """
     if job.ttls is not None:
-        job = replace(job, ttls=replace(job.ttls, is_lenient=force))
+        is_lenient = force or job.ttls.is_lenient
+        job = replace(job, ttls=replace(job.ttls, is_lenient=is_lenient))
     manifest = job.plan.snapshot.manifest
     if not _hides_lapsed_fields(manifest):
         return job

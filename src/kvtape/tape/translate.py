@@ -3,9 +3,8 @@
 What a server sends its replicas is almost what another server needs, and the rest is
 decided here:
 
-- Expiries that count from now (SET PX, EXPIRE, RESTORE without ABSTTL; what Redis 6.2
-  sends) become absolute, by the time of receipt. Left as they are they would begin
-  anew at every restore. Redis 7 and later send absolute ones themselves.
+- Expiries that count from now become absolute (kvtape.tape.absolute_ttl). Left as they
+  are they would begin anew at every restore.
 - What speaks to replicas or subscribers and not to the data is left out: a load must
   not publish, and some servers refuse to start on CLUSTER in an AOF. In an AOF neither
   PING nor REPLCONF has a place; on a link they are harmless, and leaving them keeps the
@@ -27,7 +26,7 @@ SCRIPT LOAD is passed on: a 6.2 with lua-replicate-commands off replicates EVALS
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,7 +35,7 @@ import hiredis
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.resp import PIECE, pack, packed_length
 from kvtape.replication.tracker import NO_DB
-from kvtape.tape import ttl_commands
+from kvtape.tape import absolute_ttl, ttl_commands
 from kvtape.tape.field_ttl import Command, FieldTtls, Rewritten
 from kvtape.tape.segment import Facts, Mark
 from kvtape.tape.ttls import InexactError, Ttls
@@ -131,7 +130,7 @@ class Translator:
     ) -> None:
         self.tally = Tally()
         self._left_out = LEFT_OUT[destination]
-        self._changed_names = _RULES.keys() | self._left_out | {_TRIM}
+        self._changed_names = absolute_ttl.NAMES | self._left_out | {_TRIM}
         if ttls is not None:
             self._changed_names |= ttl_commands.NAMES
         self._fields = fields
@@ -211,9 +210,7 @@ class Translator:
             return ()
         if name == _TRIM:
             raise _no_trimming(begin)
-        rule = _RULES.get(name)
-        words = rule and rule(command, time)
-        changed: Sequence[Command] = [command if not words else _in_bytes(words)]
+        changed: Sequence[Command] = [absolute_ttl.absolute(command, time)]
         if self._ttls is not None:
             changed = _with_ttls(changed[0], self._ttls, begin)
             time += self._ttls.moved_by
@@ -311,99 +308,7 @@ def _no_trimming(offset: int) -> PointError:
     )
 
 
-# How relative expiries become absolute. time is that of receipt, in ms; a rule returns
-# the command to send instead, or None if it is fine as it is.
-
-_RELATIVE_MS = {b"EX": 1000, b"PX": 1}
-
-
-def _absolute(number: bytes, unit_ms: int, time: int) -> int:
-    return int(number) * unit_ms + time
-
-
-def _set(command: Command, time: int) -> list[bytes | int] | None:
-    """Change SET key value … EX s | PX ms …."""
-    words: list[bytes | int] = list(command)
-    for index, word in enumerate(command[3:-1], 3):
-        if unit := _RELATIVE_MS.get(word.upper()):
-            words[index] = b"PXAT"
-            words[index + 1] = _absolute(command[index + 1], unit, time)
-            return words
-    return None
-
-
-def _setex(command: Command, time: int) -> list[bytes | int]:
-    """Change SETEX key s value, PSETEX key ms value."""
-    _, key, number, value = command
-    unit = 1 if command[0][:1] in b"Pp" else 1000
-    return [b"SET", key, value, b"PXAT", _absolute(number, unit, time)]
-
-
-def _expire(command: Command, time: int) -> list[bytes | int]:
-    """Change EXPIRE key s …, PEXPIRE key ms …."""
-    unit = 1 if command[0][:1] in b"Pp" else 1000
-    when = _absolute(command[2], unit, time)
-    return [b"PEXPIREAT", command[1], when, *command[3:]]
-
-
-def _expire_fields(command: Command, time: int) -> list[bytes | int]:
-    """Change HEXPIRE key s …, HPEXPIRE key ms …."""
-    unit = 1 if command[0][1:2] in b"Pp" else 1000
-    when = _absolute(command[2], unit, time)
-    return [b"HPEXPIREAT", command[1], when, *command[3:]]
-
-
-def _msetex(command: Command, time: int) -> list[bytes | int] | None:
-    """Change MSETEX n (key value)… EX s | PX ms …."""
-    words: list[bytes | int] = list(command)
-    for index, word in enumerate(command[:-1]):
-        unit = _RELATIVE_MS.get(word.upper())
-        if unit and index >= 2 + 2 * int(command[1]):
-            words[index] = b"PXAT"
-            words[index + 1] = _absolute(command[index + 1], unit, time)
-            return words
-    return None
-
-
-def _getex(command: Command, time: int) -> list[bytes | int] | None:
-    """Change GETEX key EX s, and HGETEX and HSETEX key … EX s FIELDS …."""
-    words: list[bytes | int] = list(command)
-    for index, word in enumerate(command[2:-1], 2):
-        if word.upper() == b"FIELDS":
-            return None  # what follows are fields, which may have any name
-        if unit := _RELATIVE_MS.get(word.upper()):
-            words[index] = b"PXAT"
-            words[index + 1] = _absolute(command[index + 1], unit, time)
-            return words
-    return None
-
-
-def _restore(command: Command, time: int) -> list[bytes | int] | None:
-    """Change RESTORE key ms payload [REPLACE] …."""
-    options = {word.upper() for word in command[4:]}
-    if b"ABSTTL" in options or int(command[2]) == 0:
-        return None
-    when = _absolute(command[2], 1, time)
-    return [*command[:2], when, *command[3:], b"ABSTTL"]
-
-
-_RULES: dict[bytes, Callable[[Command, int], list[bytes | int] | None]] = {
-    b"SET": _set,
-    b"SETEX": _setex,
-    b"PSETEX": _setex,
-    b"MSETEX": _msetex,
-    b"EXPIRE": _expire,
-    b"PEXPIRE": _expire,
-    b"GETEX": _getex,
-    b"HEXPIRE": _expire_fields,
-    b"HPEXPIRE": _expire_fields,
-    b"HGETEX": _getex,
-    b"HSETEX": _getex,
-    b"RESTORE": _restore,
-    b"RESTORE-ASKING": _restore,
-}
-
-# With no more words than these a command has no options that a rule would change.
+# With no more words than these a command has no option that gives an expiry.
 _PLAIN_WORDS = {b"SET": 3}
 
 _TRIM = b"TRIMSLOTS"
