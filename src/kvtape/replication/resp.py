@@ -7,8 +7,9 @@ from the lengths of its words; measuring it costs a third of parsing it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain
+from collections.abc import Sequence
+from itertools import accumulate, chain, islice
+from operator import add
 
 import hiredis
 
@@ -46,16 +47,18 @@ def packed_lengths(commands: Sequence[Sequence[bytes]]) -> int:
         return sum(map(_long_length, commands))
 
 
-def packed_ends(commands: Iterable[Sequence[bytes]], start: int) -> list[int]:
+def packed_ends(commands: Sequence[Sequence[bytes]], start: int) -> list[int]:
     """Return where each of some commands ends that a server sends from start on."""
-    words, headers = _WORD_LENGTH, _HEADER_LENGTH
     try:
-        lengths = [
-            headers[len(command)] + sum([words[len(word)] for word in command])
-            for command in commands
-        ]
+        counts = list(map(len, commands))
+        headers = accumulate(map(_HEADER_LENGTH.__getitem__, counts), initial=start)
+        words = map(_WORD_LENGTH.__getitem__, map(len, chain.from_iterable(commands)))
+        # Up to each word, and of that what is up to the last of each command.
+        ends = list(accumulate(words, initial=0))
+        lasts = map(ends.__getitem__, accumulate(counts))
+        return list(map(add, islice(headers, 1, None), lasts))
     except IndexError:
-        lengths = list(map(_long_length, commands))
+        lengths = map(_long_length, commands)
     return list(accumulate(lengths, initial=start))[1:]
 
 

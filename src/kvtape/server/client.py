@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import islice
 
 import hiredis
 import trio
@@ -41,6 +42,13 @@ _SLOWEST = 1024 * 1024
 
 _RECEIVE = 64 * 1024
 
+# hiredis moves the rest of its buffer to the front after each reply past the first KiB,
+# which takes longer than all else where replies are as short as +QUEUED.
+_PIECE = 1024
+
+# What is not answered, where no single command is waited for.
+_UNNAMED = ("what was sent",)
+
 _NOT_LOGGED_IN = "NOAUTH"
 
 
@@ -63,6 +71,7 @@ class Client:
         self.url = url
         self._stream = stream
         self._reader = hiredis.Reader()
+        self._unfed = memoryview(b"")
         self._has_heard = False
 
     @property
@@ -85,8 +94,11 @@ class Client:
         if not commands:
             return
         data = b"".join(pack(*words) for words in commands)
-        async with self._patience(commands[0], REPLY_TIMEOUT + len(data) / _SLOWEST):
-            await self._send(data)
+        await self._send(data, commands[0])
+
+    async def send_packed(self, data: bytes | memoryview) -> None:
+        """Send commands that are packed already; each owes one of replies()."""
+        await self._send(data, _UNNAMED)
 
     async def reply(
         self, words: Sequence[Word], *, within: float = REPLY_TIMEOUT
@@ -95,15 +107,30 @@ class Client:
 
         within is how long (s) the server may be silent; a long reply may take longer.
         """
+        reply = await self._hear_out(words, within)
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._answered(words, reply)
+        return reply
+
+    async def replies(self, count: int) -> list[object]:
+        """Return so many replies to what was sent; hiredis.ReplyError is one, too.
+
+        Of those that are there already, each costs a tenth of what reply() takes.
+        """
+        replies: list[object] = []
+        while len(replies) < count:
+            replies += islice(iter(self._reader.gets, False), count - len(replies))
+            if len(replies) < count:
+                replies.append(await self._hear_out(_UNNAMED, REPLY_TIMEOUT))
+        return replies
+
+    async def _hear_out(self, words: Sequence[Word], within: float) -> object:
         async with self._patience(words, within) as scope:
 
             def hear() -> None:
                 scope.deadline = trio.current_time() + within
 
-            reply = await self.receive(hear)
-        if isinstance(reply, hiredis.ReplyError):
-            raise self._answered(words, reply)
-        return reply
+            return await self.receive(hear)
 
     @asynccontextmanager
     async def _patience(
@@ -125,11 +152,12 @@ class Client:
             return refused(str(reply), str(words[0]))
         return ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
 
-    async def _send(self, data: bytes) -> None:
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            raise self._broken(error) from error
+    async def _send(self, data: bytes | memoryview, words: Sequence[Word]) -> None:
+        async with self._patience(words, REPLY_TIMEOUT + len(data) / _SLOWEST):
+            try:
+                await self._stream.send_all(data)
+            except trio.BrokenResourceError as error:
+                raise self._broken(error) from error
 
     async def receive(self, hear: Callable[[], None] = lambda: None) -> object:
         """Return what the server says next, as after SUBSCRIBE, however long it takes.
@@ -149,6 +177,10 @@ class Client:
 
     async def _receive(self, hear: Callable[[], None]) -> object:
         while (reply := self._reader.gets()) is False:
+            if self._unfed:
+                self._reader.feed(bytes(self._unfed[:_PIECE]))
+                self._unfed = self._unfed[_PIECE:]
+                continue
             data = bytes(await self._stream.receive_some(_RECEIVE))
             if not data and not self._has_heard:
                 raise closed_without_a_word()
@@ -158,7 +190,7 @@ class Client:
                 raise error
             self._has_heard = True
             hear()
-            self._reader.feed(data)
+            self._unfed = memoryview(data)
         return reply
 
     async def authenticate(self) -> None:

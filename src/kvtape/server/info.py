@@ -117,6 +117,15 @@ class ServerInfo:
         )
 
     @property
+    def databases(self) -> list[int]:
+        """The databases that hold keys."""
+        return [
+            int(name.removeprefix("db"))
+            for name, fields in self.fields.items()
+            if name.removeprefix("db").isdigit() and fields.startswith("keys=")
+        ]
+
+    @property
     def replid(self) -> str | None:
         """The replication ID that it goes on under."""
         return self.fields.get("master_replid")

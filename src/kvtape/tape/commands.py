@@ -36,6 +36,8 @@ _TURNS = frozenset({b"EXEC", b"MULTI", b"SELECT"})
 # sixteenth.
 _MANY = 16
 
+_FAR = 2**63
+
 name_of = itemgetter(0)
 
 
@@ -120,7 +122,7 @@ class Batch:
         self, commands: Sequence[Words], wanted: Sequence[int]
     ) -> list[tuple[int, int]]:
         """Return how long the commands of these numbers are, and when they came."""
-        receipts = _Receipts(self.facts)
+        receipts = Receipts(self.facts)
         return [
             (end - start, receipts.of(end))
             for _, (start, end) in _places(commands, wanted, self.start)
@@ -138,7 +140,7 @@ class Batch:
         multis = {setting.multi for setting in chosen if setting.multi is not None}
         numbers = sorted(multis.union(wanted)) if multis else wanted
         places = dict(_places(commands, numbers, self.start))
-        receipts = _Receipts(self.facts)
+        receipts = Receipts(self.facts)
         for number, (_, db, multi) in zip(wanted, chosen, strict=True):
             start, end = places[number]
             yield RecordedCommand(
@@ -235,7 +237,7 @@ def _places(
         start, before = end, number + 1
 
 
-class _Receipts:
+class Receipts:
     """When the bytes of some frames were received."""
 
     def __init__(self, frames: Sequence[Facts]) -> None:
@@ -249,6 +251,12 @@ class _Receipts:
     def of(self, end: int) -> int:
         """Return when the byte before an offset was received."""
         return self._times[bisect_left(self._offsets, end)]
+
+    def end_by(self, time: int) -> int:
+        """Return the end of what had been received by a time; 0 if nothing was."""
+        # Of what stands behind the last mark, the time is in _times alone.
+        count = bisect_right(self._times, time)
+        return [0, *self._offsets, _FAR][count]
 
     def before(self, start: int) -> int:
         """Return what the byte behind an offset was written after."""
