@@ -97,9 +97,12 @@ def test_what_is_on_by_default_can_be_off_in_the_file(
 
 
 def needed(verb: str) -> str:
-    return {"record": 'url = "redis://h"\n', "history": 'key = "k"\n'}.get(
-        verb, ""
-    ) + 'repo = "r"'
+    own = {
+        "record": 'url = "redis://h"\n',
+        "history": 'key = "k"\n',
+        "replay": 'into = "redis://h"\n',
+    }
+    return own.get(verb, "") + 'repo = "r"'
 
 
 def table(verb: str, key: str, value: str) -> str:
@@ -179,7 +182,7 @@ def test_the_file_may_be_named_by_the_environment(
         (
             "[recrod]\nack = 1",
             "the unknown key [recrod]",
-            "[info], [record], [restore]",
+            "[info], [record], [replay], [restore]",
         ),
         ("record = 1", "the unknown key record", "repo"),
         ("upload-interval = 1", "the unknown key upload-interval;", "repo"),

@@ -31,14 +31,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors", "replication", "tape"},
     "record": ENDS,
     "restore": ENDS,
+    # It begins with a restore, if that is asked for.
+    "replay": {*ENDS, "restore"},
     "audit": {*BASIC, "replication", "tape", "storage"},
     # The spool's place and what to acknowledge are recording's to say.
     "check": {*ENDS, "record"},
     "watch": {*ENDS, "record"},
-    "cli": {*ENDS, "record", "restore", "audit", "check", "watch"},
+    "cli": {*ENDS, "record", "restore", "replay", "audit", "check", "watch"},
     "__main__": {"cli", "errors"},
     # The API: everything that the command line stands on.
-    "__init__": {*ENDS, "record", "restore", "audit", "check"},
+    "__init__": {*ENDS, "record", "restore", "replay", "audit", "check"},
 }
 
 # The same within record, which is large.

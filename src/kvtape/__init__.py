@@ -10,6 +10,8 @@ What the command line does, a script can do:
   touched_later() tells what came after them on the same keys.
 - restore: restore_data_dir() into a folder, restore_into() into a running server, and
   serve() to whoever says REPLICAOF. The first blocks, the others are for trio.
+- replay: replay_into() sends what ReplayOptions say into a running server, as a client,
+  with trio; a Progress tells meanwhile how far it is.
 - rescue: run() of a Rescue, with trio, brings some keys into a server that goes on
   serving; what it found and did is on it, also if it fails.
 - compare: fill() of a comparison(), with trio, loads two moments; its differences() and
@@ -40,6 +42,10 @@ from kvtape.errors import (
 from kvtape.record.agent import Agent
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
+from kvtape.replay.into import ReplayResult, replay_into
+from kvtape.replay.options import ReplayOptions
+from kvtape.replay.progress import Progress
+from kvtape.replay.selection import Selection
 from kvtape.restore.changes import Changes
 from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.difference import Comparison, Difference, DiffOptions, comparison
@@ -84,14 +90,18 @@ __all__ = [
     "Limits",
     "Plan",
     "PointError",
+    "Progress",
     "Query",
     "RecordOptions",
     "RecordedCommand",
+    "ReplayOptions",
+    "ReplayResult",
     "Repository",
     "RepositoryError",
     "Rescue",
     "RescueOptions",
     "Result",
+    "Selection",
     "SentinelUrl",
     "ServeOptions",
     "ServerError",
@@ -112,6 +122,7 @@ __all__ = [
     "parse_source",
     "parse_url",
     "recorded_commands",
+    "replay_into",
     "restore_data_dir",
     "restore_into",
     "run_checks",

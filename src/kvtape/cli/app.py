@@ -15,6 +15,7 @@ from kvtape.cli.diff import diff
 from kvtape.cli.history import history
 from kvtape.cli.info import info
 from kvtape.cli.record import record
+from kvtape.cli.replay import replay
 from kvtape.cli.restore import restore
 from kvtape.cli.status import status
 
@@ -54,4 +55,5 @@ app.command()(history)
 app.command()(diff)
 app.command()(status)
 app.command()(restore)
+app.command()(replay)
 app.command()(demo)

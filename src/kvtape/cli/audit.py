@@ -149,7 +149,7 @@ def audit(
     form: Format = "json" if json else "csv" if csv else "text"
     query = Query(
         tuple(parse_glob(options.bytes_of(glob)) for glob in key or ()),
-        frozenset(map(_command_name, command or ())),
+        frozenset(map(command_name, command or ())),
         frozenset(db or ()),
         publish,
     )
@@ -189,7 +189,7 @@ def audit(
     listing.end()
 
 
-def _command_name(name: str) -> bytes:
+def command_name(name: str) -> bytes:
     """Return a name to look for; UsageError for what cannot be in any stream."""
     upper = name.upper()
     known = {known.partition(" ")[0] for known in command_table.names()}

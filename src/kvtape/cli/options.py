@@ -208,6 +208,8 @@ Processes = Annotated[
     ),
 ]
 
+OnError = Literal["stop", "continue"]
+
 PasswordFile = Annotated[
     Path | None,
     typer.Option(

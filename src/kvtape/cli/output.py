@@ -84,6 +84,10 @@ class BarWatch:
 
         return advance
 
+    def end(self) -> None:
+        """Take the bars away, as where something else is shown from now on."""
+        self._progress.stop()
+
 
 @contextmanager
 def bars(console: Console, *, shown: bool = True) -> Iterator[BarWatch]:

@@ -20,10 +20,8 @@ from kvtape.tape.point import format_time
 PANEL = "Rescue: some keys, into a server that goes on serving (--into)"
 
 
-def parse_rename(text: str | None) -> tuple[bytes, bytes] | None:
-    """Read A=B of --rename-prefix."""
-    if text is None:
-        return None
+def parse_rename(text: str) -> tuple[bytes, bytes]:
+    """Read OLD=NEW of --rename-prefix."""
     old, separator, new = options.bytes_of(text).partition(b"=")
     if not separator or old == new:
         raise UsageError(

@@ -1,0 +1,1 @@
+"""Replaying: the recorded stream again, into a running server, as a client."""

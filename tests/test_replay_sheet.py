@@ -1,0 +1,310 @@
+"""How a stretch of the stream is cut into parcels, and when they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvtape.errors import IdentityError, PointError, VerificationError
+from kvtape.replay import memory
+from kvtape.replay.course import behind, must_be_whole, next_slices
+from kvtape.replay.memory import Position, replay_id
+from kvtape.replay.options import ReplayOptions
+from kvtape.replay.pace import FOLLOWING_GRACE, GRACE, SLACK, Pace, Timeline
+from kvtape.replay.progress import Progress, kind_of
+from kvtape.replay.selection import Selection
+from kvtape.replay.sheet import MOST_BYTES, MOST_COMMANDS, Parcel, Sheet
+from kvtape.replication.tracker import NO_DB
+from kvtape.server.url import ServerUrl
+from kvtape.storage.commands import commands_of, read_batches
+from kvtape.storage.reader import read_stream
+from kvtape.tape.catalogue import Catalogue, Slice
+from kvtape.tape.commands import Batch
+from kvtape.tape.glob import parse_glob
+from kvtape.tape.span import choose_span
+from recording import THEN, Tape
+from tapes import command
+
+OTHER = "f" * 40
+
+
+def whole(tape: Tape) -> list[Slice]:
+    return [
+        Slice(segment, segment.start, segment.end)
+        for segments in tape.folder.catalogue().segments.values()
+        for segment in segments
+    ]
+
+
+def sheet_of(tape: Tape, selection: Selection | None = None) -> Sheet:
+    (batch,) = [b for slice_ in whole(tape) for b in read_batches(tape.folder, slice_)]
+    return Sheet(batch, selection or Selection())
+
+
+def parcels(sheet: Sheet, until: int | None = None) -> Iterator[Parcel]:
+    at = 0
+    while at < len(sheet):
+        last = sheet.take(at, until)
+        yield sheet.parcel(at, last, lambda time: time)
+        at = last
+
+
+def one_frame(folder: Path, *commands: tuple[str | int, ...], db: int = 0) -> Tape:
+    tape = Tape(folder, db=db)
+    data = b"".join(command(*words) for words in commands)
+    tape.segment([(THEN + 1, data)])
+    return tape
+
+
+def test_what_needs_no_change_is_one_parcel_of_the_same_bytes(tmp_path: Path) -> None:
+    tape = one_frame(tmp_path, *[("INCR", f"key:{n}") for n in range(2000)])
+    sheet = sheet_of(tape)
+    assert sheet.is_plain
+    (parcel,) = parcels(sheet)
+    (piece,) = read_stream(tape.folder, whole(tape))
+    assert parcel.data == piece.data
+    assert (parcel.numbers, parcel.recorded) == (range(2000), 2000)
+    assert (parcel.begin_db, parcel.end_db, parcel.time) == (0, 0, THEN + 1)
+    assert sheet.received == THEN + 1
+    # Without one of them it is put together again.
+    less = sheet.parcel(0, 2000, lambda time: time, [5])
+    assert less.data == piece.data.replace(command("INCR", "key:5"), b"")
+    assert list(less.numbers) == [n for n in range(2000) if n != 5]
+
+
+def test_a_parcel_is_bounded_and_no_transaction_is_cut(tmp_path: Path) -> None:
+    many = [("INCR", f"n:{n}") for n in range(MOST_COMMANDS - 1)]
+    large = [("SET", "large", "x" * MOST_BYTES)] * 2
+    tape = one_frame(
+        tmp_path, *many, ("MULTI",), ("SELECT", 2), ("INCR", "n"), ("EXEC",), *large
+    )
+    sheet = sheet_of(tape)
+    assert not sheet.is_plain
+    first, *others = parcels(sheet)
+    assert first.recorded == len(many) + 4
+    assert first.data.endswith(command("SELECT", 2) + command("INCR", "n"))
+    assert len(first.numbers) == len(many) + 2
+    assert (first.begin_db, first.end_db, first.highest_db) == (0, 2, 2)
+    assert [each.data for each in others] == [command(*words) for words in large]
+    assert others[0].begin_db == 2
+    assert sheet.time_of(len(many)) == THEN + 1
+
+
+def test_a_parcel_ends_with_what_is_due(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=0)
+    data = [command("INCR", f"key:{n}") for n in range(3)]
+    tape.segment([(THEN + 10 * n, each) for n, each in enumerate(data)])
+    sheet = sheet_of(tape)
+    assert [sheet.time_of(n) - THEN for n in range(3)] == [0, 10, 20]
+    assert [sheet.take(0, THEN + until) for until in (-5, 0, 9, 10, 25)] == [
+        *(1, 1, 1, 2, 3)
+    ]
+
+
+def test_what_is_left_out_is_no_part_of_a_parcel(tmp_path: Path) -> None:
+    tape = one_frame(
+        tmp_path,
+        ("SELECT", 1),
+        ("SET", "b", 1),
+        ("SELECT", 0),
+        ("PING",),
+        ("SET", "a", 1, "PX", 500),
+        ("MODULE.DO", "a"),
+        ("SWAPDB", 0, 1),
+        ("FLUSHALL",),
+    )
+    selection = Selection(globs=(parse_glob(b"a"),), db_map=((0, 3), (3, 0)))
+    (parcel,) = parcels(sheet_of(tape, selection))
+    assert parcel.data == b"".join(
+        command(*words)
+        for words in [
+            ("SELECT", 1),
+            ("SELECT", 3),
+            ("SET", "a", 1, "PXAT", THEN + 501),
+            ("SWAPDB", 3, 1),
+            ("FLUSHALL",),
+        ]
+    )
+    assert list(parcel.numbers) == [0, 2, 4, 6, 7]
+    assert [(one.number, parcel.has_swap) for one in parcel.untold] == [(5, True)]
+    (nothing,) = parcels(sheet_of(tape, Selection(dbs=frozenset({9}))))
+    assert nothing.data == command("SELECT", 9) + command("FLUSHDB")
+    assert nothing.begin_db == NO_DB
+
+
+def test_nothing_is_sent_to_a_database_that_is_not_known(tmp_path: Path) -> None:
+    tape = one_frame(tmp_path / "a", ("PING",), ("SELECT", 1), ("INCR", "n"), db=NO_DB)
+    (parcel,) = parcels(sheet_of(tape))
+    assert parcel.data == command("SELECT", 1) + command("INCR", "n")
+    for number, first in enumerate([("INCR", "n"), ("SET", "n", 1, "PX", 5)]):
+        tape = one_frame(tmp_path / f"{number}", first, ("SELECT", 1), db=NO_DB)
+        with pytest.raises(PointError, match="which database is selected"):
+            list(parcels(sheet_of(tape)))
+
+
+def test_a_stream_that_is_none_of_commands_is_told(tmp_path: Path) -> None:
+    tape = one_frame(tmp_path, ("MULTI",), ("INCR", "n"), ("EXEC",))
+    batch = sheet_of(tape).batch
+    short = command("MULTI") + command("INCR", "n")
+    cut = Batch(batch.replid, batch.start, 0, batch.facts, short)
+    with pytest.raises(VerificationError, match="ends within a transaction"):
+        Sheet(cut, Selection()).take(0, None)
+    bad = Batch(batch.replid, batch.start, 0, batch.facts, command("SELECT", "x"))
+    with pytest.raises(VerificationError, match="cannot be read as commands"):
+        list(parcels(Sheet(bad, Selection())))
+    worse = Batch(batch.replid, batch.start, 0, batch.facts, command("SELECT"))
+    with pytest.raises(VerificationError, match="cannot be read as commands"):
+        Sheet(worse, Selection()).edited(0, lambda time: time)
+    # An error of its own in a SELECT that only the edit sees.
+    sheet = sheet_of(tape)
+    assert sheet.edited(0, lambda time: time) == ()
+
+
+# When.
+
+
+def test_a_pace_keeps_the_gaps() -> None:
+    timeline = Pace(10.0).begin(THEN, 5000.0)
+    assert timeline.due(THEN + 1000) == 5100.0
+    assert timeline.reached(5100.0) == THEN + 1000
+    # What is late by less than the slack is moved as if it were not.
+    late = 5100.0 + SLACK
+    assert timeline.moment(THEN + 1000, late) == 5100 + GRACE
+    assert timeline.moment(THEN + 1000, late + 7) == 5107 + GRACE
+
+
+def test_without_a_speed_all_is_due_at_once() -> None:
+    pace = Pace(None)
+    timeline = pace.begin(THEN, 5000.0)
+    assert (pace.is_free, Pace(1.0).is_free, Pace(None, 5).is_free) == (1, 0, 0)
+    assert timeline.due(THEN + 10**9) == 5000.0
+    assert timeline.reached(5000.0) is None
+    assert timeline.moment(THEN, 7000.0) == 7000 + GRACE
+
+
+def test_a_delay_counts_from_the_recorded_time() -> None:
+    assert Pace(None, 3600).begin(THEN, 5.0) == Timeline(0, 3600, 1.0, GRACE)
+    assert Pace(1.0, 3600).begin(THEN, 5.0).due(THEN) == THEN + 3600
+
+
+def test_keys_live_longer_where_segments_are_waited_for() -> None:
+    url = ServerUrl("127.0.0.1", 1)
+    assert ReplayOptions("", url).pace == Pace(1.0)
+    assert ReplayOptions("", url, delay=1.5, follow=True).pace == Pace(1.0, 1500)
+    following = ReplayOptions("", url, speed=None, follow=True).pace
+    assert following.grace == FOLLOWING_GRACE
+    assert ReplayOptions("", url, speed=2.0, follow=True).pace == Pace(2.0)
+
+
+# Where.
+
+
+def test_a_position_is_remembered() -> None:
+    position = Position("id", OTHER, 5, THEN, 2)
+    assert memory.decode(position.encode()) == position
+    for content in (b"", b"{}", b"\xff", b"[]"):
+        with pytest.raises(IdentityError, match="none that a replay wrote"):
+            memory.decode(content)
+
+
+def test_another_selection_is_another_replay() -> None:
+    selections = [
+        Selection(),
+        Selection(globs=(parse_glob(b"a"),)),
+        Selection(names=frozenset({b"INCR"})),
+        Selection(dbs=frozenset({1})),
+        Selection(publish=True),
+        Selection(prefixes=((b"a", b"b"),)),
+        Selection(db_map=((0, 1),)),
+    ]
+    ids = {replay_id(source, each) for source in ("a", "b") for each in selections}
+    assert len(ids) == 2 * len(selections)
+
+
+def test_what_is_left_begins_at_the_position(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=0).snapshot()
+    tape.commands(("INCR", "a"))
+    middle = tape.end
+    tape.commands(("INCR", "b"))
+    fork, parent = tape.end, tape.replid
+    tape.fork(OTHER)
+    tape.commands(("INCR", "c"))
+    catalogue = tape.folder.catalogue()
+    slices = choose_span(catalogue).slices
+
+    def left(replid: str, offset: int) -> list[bytes]:
+        found = behind(catalogue, slices, replid, offset)
+        return [command.words[1] for command in commands_of(tape.folder, found)]
+
+    assert left(parent, 1000) == [b"a", b"b", b"c"]
+    assert left(parent, middle) == [b"b", b"c"]
+    assert left(parent, fork) == left(OTHER, fork) == [b"c"]
+    assert left(OTHER, tape.end) == []
+    for replid, offset in ((parent, tape.end), ("0" * 40, 1000), (parent, 5)):
+        with pytest.raises(PointError, match="is not in the range"):
+            left(replid, offset)
+    strange = Catalogue()
+    with pytest.raises(PointError, match="is not in the range"):
+        behind(strange, slices, "0" * 40, 1000)
+
+
+def test_a_hole_ends_it_unless_it_is_left_out(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=0).snapshot()
+    tape.commands(("INCR", "a"))
+    tape.gap(tape.end + 10, "the disk was full")
+    tape.commands(("INCR", "b"))
+    span = choose_span(tape.folder.catalogue())
+    with pytest.raises(PointError, match="the disk was full"):
+        must_be_whole(span, force=False)
+    must_be_whole(span, force=True)
+
+
+def test_what_is_recorded_meanwhile_goes_on_in_one_history(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=0)
+    assert next_slices(tape.folder.catalogue(), tape.replid, 1000) == ()
+    tape.snapshot()
+    assert next_slices(tape.folder.catalogue(), tape.replid, 1000) == ()
+    tape.commands(("INCR", "a"))
+    first, replid = tape.end, tape.replid
+    tape.fork(OTHER)
+    tape.commands(("INCR", "b"))
+    found = next_slices(tape.folder.catalogue(), replid, 1000)
+    assert [(each.start, each.end) for each in found] == [
+        (1000, first),
+        (first, tape.end),
+    ]
+    # Up to a hole, and not from within one.
+    last = tape.end
+    tape.gap(tape.end + 10, "the disk was full")
+    tape.commands(("INCR", "c"))
+    catalogue = tape.folder.catalogue()
+    found = next_slices(catalogue, replid, 1000)
+    assert found[-1].end == last
+    with pytest.raises(PointError, match="is not recorded"):
+        next_slices(catalogue, OTHER, last)
+
+
+def test_a_full_resync_cannot_be_followed(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, db=0).snapshot()
+    tape.commands(("INCR", "a"))
+    end, time = tape.end, tape.time
+    other = Tape(tmp_path, replid=OTHER, time=time + 1000, reason="full-resync")
+    other.snapshot()
+    with pytest.raises(PointError, match="went on without what follows"):
+        next_slices(tape.folder.catalogue(), tape.replid, end)
+
+
+# What came of it.
+
+
+def test_errors_are_counted_by_kind() -> None:
+    progress = Progress()
+    assert kind_of("WRONGTYPE Operation") == "WRONGTYPE"
+    assert progress.count_error("ERR unknown command 'a'", "first")
+    assert not progress.count_error("ERR unknown command 'b'", "second")
+    assert progress.count_error("ERR value is not", "third")
+    assert progress.errors == {"ERR unknown command": 2, "ERR": 1}
+    assert progress.first["ERR unknown command"] == "first"
+    assert [progress.count_untold("a script") for _ in range(2)] == [True, False]
