@@ -9,6 +9,7 @@ must never mean that nothing real was tested.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,15 +71,18 @@ def start_server() -> Iterator[StartServer]:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder for temporary ones; no moment may be left in it at the end."""
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder for temporary ones; no moment may be left in it at the end.
+
+    Its path is short, since a socket in it has room for a hundred bytes.
+    """
     from leavings import left_in
 
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    yield folder
-    assert left_in(folder) == []
+    with tempfile.TemporaryDirectory(prefix="kvtape-") as name:
+        folder = Path(name)
+        monkeypatch.setattr("tempfile.tempdir", name)
+        yield folder
+        assert left_in(folder) == []
 
 
 @pytest.fixture(scope="session")

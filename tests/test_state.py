@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +33,12 @@ def loader_of(name: str) -> Loader:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return the folder that a moment is loaded in."""
-    folder = tmp_path / f"{FOLDER}of-a-test"
-    folder.mkdir()
-    return folder
+def folder() -> Iterator[Path]:
+    """Return the folder that a moment is loaded in; its path is short, for a socket."""
+    with tempfile.TemporaryDirectory(prefix="kvtape-") as name:
+        folder = Path(name) / f"{FOLDER}of-a-test"
+        folder.mkdir()
+        yield folder
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -76,7 +79,7 @@ async def test_what_has_expired_since_is_there_with_its_expiry(
     assert value is not None
     assert canonical(0, value, at=0) == canonical(0, b"\x0211", at=0)
     assert files_in(folder) == [state.file]
-    assert left_in(tmp_path) == [str(folder)]
+    assert left_in(folder.parent) == [str(folder)]
 
 
 @pytest.mark.parametrize("server_name", ["redis-8.0", "valkey-9.1"], indirect=True)
@@ -119,7 +122,7 @@ async def test_a_command_that_fails_is_an_error_and_leaves_nothing(
     with pytest.raises(VerificationError, match=r"answered errors .*1 x WRONGTYPE"):
         await load(tape.job(), server_name, folder)
     assert files_in(folder) == []
-    assert left_in(tmp_path) == [str(folder)]
+    assert left_in(folder.parent) == [str(folder)]
     state = await load_state(tape.job(), loader_of(server_name), folder, force=True)
     assert list(keys(state)) == [b"key"]
 
