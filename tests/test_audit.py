@@ -128,6 +128,20 @@ def test_after_a_full_resync_it_is_said_that_nobody_knows(tmp_path: Path) -> Non
     assert "orphaned    unknown" in kvtape("info", "--repo", tmp_path).out
 
 
+def test_where_the_recording_ends_within_the_range_that_is_said(tmp_path: Path) -> None:
+    tape = Tape(tmp_path).snapshot()
+    tape.commands(("SET", "key", 1), ("SET", "key", 2))
+    first, last = THEN + 1000, tape.time
+    within = ("--from-time", format_time(first), "--to-time", format_time(last))
+    assert audit(tmp_path, *within).err == ""
+    early, late = format_time(first - 5000), format_time(last + 5000)
+    said = audit(tmp_path, "--from-time", early, "--to-time", late).err
+    assert f"first byte that is recorded was received at {format_time(first)}" in said
+    assert f"last byte that is recorded was received at {format_time(last)}" in said
+    said = kvtape("history", "key", "--repo", tmp_path, "--to-time", late).err
+    assert f"last byte that is recorded was received at {format_time(last)}" in said
+
+
 def test_where_nothing_was_lost_that_is_said(tmp_path: Path) -> None:
     Tape(tmp_path).snapshot().commands(("SET", "key", 1))
     assert orphaned(tmp_path).out == "no failover lost anything that is recorded\n"

@@ -52,8 +52,9 @@ class Missing:
     _damaged: int = 0
 
     def tell_problems(self, asked: Audit) -> None:
-        """Say what of the recording cannot be read as what it should be."""
+        """Say what of the recording is no good, and where it ends before the range."""
         self.note(f"{asked.folder.url}/{one}" for one in asked.catalogue.problems)
+        self.note(_ends(asked))
 
     def tell_hole(self, hole: Hole) -> None:
         """Say what is not recorded."""
@@ -173,6 +174,20 @@ _NOTHING = (
     "nothing was found; a server streams some commands as others: EXPIRE as PEXPIREAT, "
     "SETEX as SET, SPOP as SREM, and scripts as what they did"
 )
+
+
+def _ends(asked: Audit) -> Iterator[str]:
+    """Yield where a recording begins after, or ends before, the times asked for.
+
+    That nothing was written and that nobody recorded it look the same in the rows.
+    """
+    stored = [name for names in asked.catalogue.segments.values() for name in names]
+    first = min(name.first for name in stored)
+    if asked.span.after is not None and asked.span.after < first:
+        yield f"the first byte that is recorded was received at {format_time(first)}"
+    last = max(name.last for name in stored)
+    if asked.span.until is not None and asked.span.until > last:
+        yield f"the last byte that is recorded was received at {format_time(last)}"
 
 
 def _hole_text(hole: Hole) -> str:
