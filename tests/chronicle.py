@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 
 from deeds import Place, now
 from diary import Diary, Entry, Row, Written, merge, noise
+from kvtape.storage.repository import open_repository
+from kvtape.storage.segments import read_header
 from recording import recording
 from servers import Server
 from verbs import Outcome, kvtape
@@ -122,3 +124,24 @@ def as_bytes(word: str | dict[str, str]) -> bytes:
 def as_ms(time: str) -> int:
     """Return a time in ms since the epoch."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
+
+
+# What history has to tell of an expiry.
+
+
+def least_ahead(repository: Path) -> int:
+    """Return by how much (ms) the server's clock was ahead, at the least ever told."""
+    folder = open_repository(str(repository)).source()
+    segments = folder.catalogue().segments.values()
+    clocks = [read_header(folder, name).clock for names in segments for name in names]
+    return min(-1000 if clock is None else clock.low for clock in clocks)
+
+
+def must_be_told(document: Document, ahead: int) -> bool:
+    """Whether it is certain of a deletion that the key had expired.
+
+    Where a TTL is streamed as it was given, it is not known to the ms when it ended.
+    """
+    if document["expires"] is None:
+        return False
+    return as_ms(document["written_after"]) + ahead > as_ms(document["expires"])

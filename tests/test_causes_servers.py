@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from chronicle import history
+from chronicle import history, least_ahead, must_be_told
 from diary import noise
 from kvtape.server.url import ServerUrl
 from plain_client import PlainClient
@@ -215,6 +215,10 @@ def test_where_the_clocks_differ(
         for n in range(20):
             plain.ask("DEL", f"lives:{n}")
         wait_until(lambda: "db0" not in plain.info("keyspace"))
-    causes = [cause(tmp_path, f"dies:{n}") for n in range(20)]
+    lasts = [history(tmp_path / "repo", (0, b"dies:%d" % n))[-1] for n in range(20)]
+    ahead = least_ahead(tmp_path / "repo")
+    assert abs(ahead + hours * 3_600_000) < 60_000
     assert {cause(tmp_path, f"lives:{n}") for n in range(20)} == {"unknown"}
-    assert causes.count("expired") > 12
+    for last in lasts:
+        assert last["cause"] in ("expired", "unknown")
+        assert must_be_told(last, ahead) <= (last["cause"] == "expired")

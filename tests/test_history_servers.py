@@ -9,14 +9,19 @@ from typing import Final
 
 import pytest
 
-from chronicle import Chronicle, Document, as_bytes, as_ms, chronicle, history
+from chronicle import (
+    Chronicle,
+    Document,
+    as_bytes,
+    chronicle,
+    history,
+    least_ahead,
+    must_be_told,
+)
 from deeds import Place
 from stories import Stories, Story, alive_before
 
 _KEYS: Final = 100
-
-# How exactly the agent knows the server's clock, of the same machine (ms).
-_CLOSE: Final = 30
 
 pytestmark = pytest.mark.slow
 
@@ -49,16 +54,6 @@ def faults(
     return [(fault, numbers) for fault, numbers in found if numbers]
 
 
-def is_close(told: Document) -> bool:
-    """Whether a key expired so shortly before that clocks cannot tell, as far as known.
-
-    Where a TTL is streamed as it was given, it is not known to the ms when it ended.
-    """
-    if told["expires"] is None:
-        return True
-    return as_ms(told["written_after"]) - as_ms(told["expires"]) < _CLOSE
-
-
 def check(made: Chronicle, keys: int) -> Counter[str]:
     """Check the stories of keys; return the causes that were told of expirations."""
     stories = Stories(made.written, made.name == "redis-6.2")
@@ -69,6 +64,7 @@ def check(made: Chronicle, keys: int) -> Counter[str]:
     }
     early = dict(alive_before(made.written))
     causes: Counter[str] = Counter()
+    ahead = least_ahead(made.repository)
     for place in random.Random(made.name).sample(sorted(stories.of), keys):
         lines = history(made.repository, place)
         snapshots = [line for line in lines if "snapshot" in line]
@@ -85,7 +81,9 @@ def check(made: Chronicle, keys: int) -> Counter[str]:
         for number, death in story.deaths.items():
             if death.is_expiry and number in told:
                 causes[told[number]["cause"]] += 1
-                assert told[number]["cause"] == "expired" or is_close(told[number])
+                assert must_be_told(told[number], ahead) <= (
+                    told[number]["cause"] == "expired"
+                )
     return causes
 
 
@@ -93,5 +91,6 @@ def test_the_story_of_a_key_is_what_was_done_to_it(
     server_name: str, tmp_path: Path
 ) -> None:
     causes = check(chronicle(server_name, tmp_path), _KEYS)
-    # Where nothing else is busy it is nine of ten.
-    assert causes["expired"] >= 0.5 * causes.total() > 5
+    # How many is the machine's affair: nine of ten, if it does nothing else.
+    assert causes.total() > 5
+    assert causes["expired"] > 0
