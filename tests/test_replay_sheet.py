@@ -11,11 +11,13 @@ from kvtape.errors import IdentityError, PointError, VerificationError
 from kvtape.replay import memory
 from kvtape.replay.course import behind, must_be_whole, next_slices
 from kvtape.replay.memory import Position, replay_id
+from kvtape.replay.moving import moved
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.pace import FOLLOWING_GRACE, GRACE, SLACK, Pace, Timeline
 from kvtape.replay.progress import Progress, kind_of
 from kvtape.replay.selection import Selection
-from kvtape.replay.sheet import MOST_BYTES, MOST_COMMANDS, Parcel, Sheet
+from kvtape.replay.sheet import MOST_BYTES, MOST_COMMANDS, Moment, Parcel, Sheet
+from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import commands_of, read_batches
@@ -43,11 +45,13 @@ def sheet_of(tape: Tape, selection: Selection | None = None) -> Sheet:
     return Sheet(batch, selection or Selection())
 
 
-def parcels(sheet: Sheet, until: int | None = None) -> Iterator[Parcel]:
+def parcels(
+    sheet: Sheet, until: int | None = None, moment: Moment = lambda time: time
+) -> Iterator[Parcel]:
     at = 0
     while at < len(sheet):
         last = sheet.take(at, until)
-        yield sheet.parcel(at, last, lambda time: time)
+        yield sheet.parcel(at, last, moment)
         at = last
 
 
@@ -58,16 +62,15 @@ def one_frame(folder: Path, *commands: tuple[str | int, ...], db: int = 0) -> Ta
     return tape
 
 
-def test_what_needs_no_change_is_one_parcel_of_the_same_bytes(tmp_path: Path) -> None:
+def test_what_needs_no_change_is_the_same_bytes(tmp_path: Path) -> None:
     tape = one_frame(tmp_path, *[("INCR", f"key:{n}") for n in range(2000)])
     sheet = sheet_of(tape)
-    assert sheet.is_plain
-    (parcel,) = parcels(sheet)
     (piece,) = read_stream(tape.folder, whole(tape))
-    assert parcel.data == piece.data
-    assert (parcel.numbers, parcel.recorded) == (range(2000), 2000)
-    assert (parcel.begin_db, parcel.end_db, parcel.time) == (0, 0, THEN + 1)
-    assert sheet.received == THEN + 1
+    first, *others = parcels(sheet)
+    assert b"".join(parcel.data for parcel in (first, *others)) == piece.data
+    assert list(first.numbers) == list(range(MOST_COMMANDS))
+    assert sum(parcel.recorded for parcel in (first, *others)) == 2000
+    assert (first.begin_db, first.end_db, first.time) == (0, 0, THEN + 1)
     # Without one of them it is put together again.
     less = sheet.parcel(0, 2000, lambda time: time, [5])
     assert less.data == piece.data.replace(command("INCR", "key:5"), b"")
@@ -77,19 +80,65 @@ def test_what_needs_no_change_is_one_parcel_of_the_same_bytes(tmp_path: Path) ->
 def test_a_parcel_is_bounded_and_no_transaction_is_cut(tmp_path: Path) -> None:
     many = [("INCR", f"n:{n}") for n in range(MOST_COMMANDS - 1)]
     large = [("SET", "large", "x" * MOST_BYTES)] * 2
+    half = [("SET", "half", "x" * (MOST_BYTES * 2 // 5))] * 3
     tape = one_frame(
-        tmp_path, *many, ("MULTI",), ("SELECT", 2), ("INCR", "n"), ("EXEC",), *large
+        tmp_path,
+        *many,
+        ("MULTI",),
+        ("SELECT", 2),
+        ("INCR", "n"),
+        ("EXEC",),
+        *large,
+        *half,
     )
     sheet = sheet_of(tape)
-    assert not sheet.is_plain
     first, *others = parcels(sheet)
     assert first.recorded == len(many) + 4
     assert first.data.endswith(command("SELECT", 2) + command("INCR", "n"))
     assert len(first.numbers) == len(many) + 2
     assert (first.begin_db, first.end_db, first.highest_db) == (0, 2, 2)
-    assert [each.data for each in others] == [command(*words) for words in large]
+    each = [command(*words) for words in (*large, *half)]
+    assert [other.data for other in others] == [*each[:2], each[2] + each[3], each[4]]
     assert others[0].begin_db == 2
     assert sheet.time_of(len(many)) == THEN + 1
+
+
+def test_what_expires_is_moved_in_its_place(tmp_path: Path) -> None:
+    """All kinds of expiry, among what is left out; as if each were moved alone."""
+    soon, late = THEN + 5000, 2**63 - 1
+    commands: list[tuple[str | int, ...]] = [
+        ("SET", "a", 1, "PXAT", soon),
+        ("MULTI",),
+        ("PEXPIREAT", "a", soon),
+        ("EXEC",),
+        ("SET", "a", 1, "PXAT", 10**13 - 1),
+        ("SET", "a", 1, "PX", 100),
+        ("set", "a", 1, "pxat", soon),
+        ("SET", "a", 1, "KEEPTTL"),
+        ("PEXPIREAT", "a", 5),
+        ("PEXPIREAT", "a", late),
+        ("PEXPIREAT", "a", soon, "GT"),
+        ("SET", "PXAT", soon),
+        ("SETEX", "a", 7, "PXAT"),
+        ("INCR", "n"),
+    ]
+    tape = Tape(tmp_path, db=0)
+    received = [THEN + 10 * n for n in range(len(commands))]
+    frame = [(at, command(*each)) for at, each in zip(received, commands, strict=True)]
+    tape.segment(frame)
+    sheet = sheet_of(tape)
+    (parcel,) = parcels(sheet, None, lambda time: 2 * time - THEN + 1000)
+    expected = []
+    for number, (time, words) in enumerate(zip(received, commands, strict=True)):
+        if words[0] in ("MULTI", "EXEC"):
+            continue
+        alone = moved(
+            [str(word).encode() for word in words], time, 2 * time - THEN + 1000
+        )
+        expected.append((number, pack(*(alone or words))))
+    assert parcel.data == b"".join(data for _, data in expected)
+    assert list(parcel.numbers) == [number for number, _ in expected]
+    assert command("SET", "a", 1, "PXAT", soon + 1000) in parcel.data
 
 
 def test_a_parcel_ends_with_what_is_due(tmp_path: Path) -> None:

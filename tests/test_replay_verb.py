@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -150,27 +151,23 @@ class NotingLine:
 
     def __init__(self) -> None:
         self.carried_out: list[tuple[float, bytes]] = []
-        self.is_waiting = False
-        self._prepared: Parcel | None = None
+        self.is_guarded = True
+        self.waiting = 0
 
     def has(self, _db: int) -> bool:
         """Whether there is such a database."""
         return True
 
-    async def prepare(self, parcel: Parcel, memory: bytes) -> None:
-        """Take a parcel."""
-        assert json.loads(memory)["offset"] == parcel.end
-        self._prepared = parcel
-
-    async def commit(self) -> None:
-        """Carry it out."""
-        assert self._prepared is not None
-        self.carried_out.append((trio.current_time(), self._prepared.data))
-        self.is_waiting = True
+    async def send(self, transactions: Sequence[tuple[Parcel, bytes]]) -> None:
+        """Take parcels, and carry them out."""
+        for parcel, memory in transactions:
+            assert json.loads(memory)["offset"] == parcel.end
+            self.carried_out.append((trio.current_time(), parcel.data))
+        self.waiting += len(transactions)
 
     async def answer(self) -> Answer:
         """Say that all went well."""
-        self.is_waiting = False
+        self.waiting -= 1
         return Answer(was_done=True)
 
 

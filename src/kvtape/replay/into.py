@@ -26,7 +26,7 @@ from kvtape.replay import memory
 from kvtape.replay.course import behind, must_be_whole, next_slices
 from kvtape.replay.fence import be_alone
 from kvtape.replay.fit import in_use, unfit
-from kvtape.replay.line import Line, TargetError
+from kvtape.replay.line import TargetError, open_line
 from kvtape.replay.loading import begin_with_snapshot, load
 from kvtape.replay.memory import Position, replay_id
 from kvtape.replay.options import ReplayOptions
@@ -241,7 +241,8 @@ class _Replay:
         self._has_begun = True
         progress.replid, progress.offset = position.replid, position.offset
         progress.time, progress.round = position.time, position.round
-        player = Player(Line(client), position, options, progress, self._now)
+        line = await open_line(client)
+        player = Player(line, position, options, progress, self._now)
         if options.follow:
             await self._follow(opened.folder, player)
         await self._play_rounds(opened, player)

@@ -1,15 +1,23 @@
-"""The connection to the target: parcels go out, each as one transaction, in turn.
+"""The connection to the target: transactions go out, and answers come in, in turn.
 
 A parcel is sent as MULTI, its commands, the target's memory of how far this comes, and
-EXEC. The EXEC is sent only when the one before is known to have gone well; most of the
-rest is sent meanwhile, so that the server has something to read while the answer
-travels and is looked at, and the last of it comes together with the EXEC. So
-there is never more than one transaction of which it is not known whether it was carried
-out, and none is carried out behind one that failed.
+EXEC. Many are on their way at once, or a target far away, or a busy reader here, would
+have the server wait. But none must be carried out behind one that was not, as where the
+server refused to take a command of it. So before each that follows one whose answer is
+not known stands a guard: the memory is watched (WATCH), and a script touches it unless
+it is what the transaction before wrote; then the server does not carry out this one
+either, nor any behind it, and they can be sent again.
+
+The script touches it by an expiry, which it takes away at once: no limit of memory
+forbids that. A server may have no scripts, or a user may not be allowed any: then one
+transaction goes out at a time.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import hiredis
@@ -21,11 +29,23 @@ from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.client import Client, ReplyError
 
+_log = logging.getLogger(__name__)
+
 _MULTI = pack("MULTI")
 _EXEC = pack("EXEC")
+_WATCH = pack("WATCH", KEY)
+_SELECT_MEMORY = pack("SELECT", DB)
 
-# How much of a parcel is held back until the answer to the one before is known.
-_HELD = 64 * 1024
+# In the year 2286.
+_FAR = 10**13 - 1
+
+_GUARD = (
+    "if redis.call('GET', KEYS[1]) ~= ARGV[1] then "
+    f"redis.call('PEXPIREAT', KEYS[1], {_FAR}) redis.call('PERSIST', KEYS[1]) end"
+)
+
+# Of the replies to a guard.
+_GUARDS = 2
 
 # What a server answers for its own state, whatever the command: nothing goes on then.
 _STATES = {
@@ -70,21 +90,33 @@ class Answer:
     failures: tuple[Failure, ...] = ()
 
 
-class Line:
-    """One connection. prepare() a parcel, commit() it, and ask for the answer()."""
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """Which replies a transaction owes: to its guard, and before and after its own."""
 
-    def __init__(self, client: Client) -> None:
+    parcel: Parcel
+    guard: int
+    head: int
+    tail: int
+
+
+class Line:
+    """One connection. send() transactions, and ask for the answer() to each, in turn.
+
+    Between transactions the database of the memory is selected.
+    """
+
+    def __init__(self, client: Client, *, is_guarded: bool) -> None:
+        self.is_guarded = is_guarded
         self._client = client
-        self._db = NO_DB
         self._known_db = DB
-        self._held = b""
-        self._prepared: tuple[Parcel, int, int] | None = None
-        self._committed: tuple[Parcel, int, int] | None = None
+        self._memory = b""
+        self._owed: deque[_Owed] = deque()
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether a parcel was committed of which the answer was not asked for."""
-        return self._committed is not None
+    def waiting(self) -> int:
+        """How many transactions were sent whose answer was not asked for."""
+        return len(self._owed)
 
     async def must_have(self, db: int) -> None:
         """Raise ServerError unless the target has a database; nothing may wait.
@@ -100,70 +132,115 @@ class Line:
                 f"the target has no database {db}, which the stream writes to: set "
                 "databases there and restart it, or say --map-db or --db"
             ) from None
-        self._db, self._known_db = db, db
+        await self._client.call("SELECT", DB)
+        self._known_db = db
 
     def has(self, db: int) -> bool:
         """Whether the target is known to have a database."""
         return db <= self._known_db
 
-    async def prepare(self, parcel: Parcel, memory: bytes) -> None:
-        """Send a parcel, but for the word that has it carried out."""
-        head, tail = [], []
-        if parcel.has_swap:
-            # Or the memory would be swapped into another database, and stay there.
-            head += self._select(DB)
-            head.append(pack("DEL", KEY))
-        if parcel.begin_db != NO_DB:
-            head += self._select(parcel.begin_db)
-        if parcel.end_db != NO_DB:
-            self._db = parcel.end_db
-        tail += self._select(DB)
-        tail.append(pack("SET", KEY, memory))
-        self._prepared = (parcel, len(head), len(tail))
-        data = b"".join([_MULTI, *head, parcel.data, *tail])
-        self._held = data[max(0, len(data) - _HELD) :]
-        if len(data) > _HELD:
-            await self._client.send_packed(memoryview(data)[:-_HELD])
+    async def send(self, transactions: Sequence[tuple[Parcel, bytes]]) -> None:
+        """Send parcels, each with the memory that is written with it.
 
-    def _select(self, db: int) -> list[bytes]:
-        if self._db == db:
-            return []
-        self._db = db
-        return [pack("SELECT", db)]
-
-    async def commit(self) -> None:
-        """Have the parcel that was prepared carried out."""
-        self._committed, self._prepared = self._prepared, None
-        await self._client.send_packed(self._held + _EXEC)
-
-    async def discard(self) -> None:
-        """Take back the parcel that was prepared."""
-        if self._prepared is None:
-            return
-        await self._client.send_packed(self._held + pack("DISCARD"))
-        parcel, head, tail = self._prepared
-        await self._client.replies(head + len(parcel.numbers) + tail + 2)
-        # Nothing of it was carried out, and so no SELECT.
-        self._prepared, self._db = None, NO_DB
+        Without guards it must be one, and none may wait.
+        """
+        pieces: list[bytes] = []
+        for parcel, memory in transactions:
+            if self._owed:
+                pieces += (_WATCH, pack("EVAL", _GUARD, 1, KEY, self._memory))
+            guard = _GUARDS if self._owed else 0
+            head, tail = _around(parcel, memory)
+            pieces += (_MULTI, *head, parcel.data, *tail, _EXEC)
+            self._owed.append(_Owed(parcel, guard, len(head), len(tail)))
+            self._memory = memory
+        await self._client.send_packed(b"".join(pieces))
 
     async def answer(self) -> Answer:
-        """Return what became of the parcel that was committed.
+        """Return what became of the parcel that was sent first of those that wait.
 
         ServerError if the server is gone, or takes nothing.
         """
-        assert self._committed is not None
-        parcel, head, tail = self._committed
-        owed = head + len(parcel.numbers) + tail
-        *queued, result = await self._client.replies(owed + 2)
-        self._committed = None
+        owed = self._owed.popleft()
+        count = owed.head + len(owed.parcel.numbers) + owed.tail
+        replies = await self._client.replies(owed.guard + 1 + count + 1)
+        result = replies.pop()
         if isinstance(result, list):
-            return Answer(True, _failures(parcel, head, result))
-        self._db = NO_DB
-        failures = _failures(parcel, head, queued[1:])
-        _must_take(result)
+            return Answer(True, _failures(owed.parcel, owed.head, result))
+        own = replies[owed.guard + 1 :]
+        guard_failures = [r for r in replies[: owed.guard] if _is_error(r)]
+        failures = _failures(owed.parcel, owed.head, own)
+        for reply in (result, *guard_failures):
+            _must_take(reply)
+        if guard_failures:
+            raise TargetError(
+                f"the target does not let kvtape guard a transaction: "
+                f"{guard_failures[0]}"
+            )
+        if result is None:
+            raise TargetError(
+                "another client changed what the target remembers of this replay "
+                f"(the key {KEY.decode()})"
+            )
         if not failures:
             raise TargetError(f"the target refused a transaction: {result}")
         return Answer(False, failures)
+
+    async def drop(self) -> None:
+        """Take the answers to all that wait, none of which was carried out.
+
+        They were sent behind one that was not; TargetError if the guard did not hold.
+        """
+        while self._owed:
+            owed = self._owed.popleft()
+            count = owed.head + len(owed.parcel.numbers) + owed.tail
+            *_, result = await self._client.replies(owed.guard + 1 + count + 1)
+            if isinstance(result, list):
+                raise TargetError(
+                    "the target carried out a transaction behind one that it refused, "
+                    "as its memory of this replay was taken away meanwhile: replay anew"
+                )
+
+
+async def open_line(client: Client) -> Line:
+    """Return the line over a connection, guarded if the target allows it.
+
+    TargetError if it allows no transactions.
+    """
+    try:
+        await client.call("MULTI")
+        await client.call("EXEC")
+    except ReplyError as error:
+        raise TargetError(
+            f"{error}; a replay sends transactions: allow +multi and +exec to the user"
+        ) from None
+    try:
+        await client.call("WATCH", KEY)
+        # It finds another memory than this and does what a guard does then, to know
+        # that it may.
+        await client.call("EVAL", _GUARD, 1, KEY, b"")
+        await client.call("UNWATCH")
+    except ReplyError as error:
+        _log.info("one transaction at a time, which is slower: %s", error)
+        return Line(client, is_guarded=False)
+    return Line(client, is_guarded=True)
+
+
+def _around(parcel: Parcel, memory: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Return what stands before and behind a parcel within its transaction."""
+    head, tail = [], []
+    if parcel.has_swap:
+        # Or the memory would be swapped into another database, and stay there.
+        head.append(pack("DEL", KEY))
+    if parcel.begin_db not in (NO_DB, DB):
+        head.append(pack("SELECT", parcel.begin_db))
+    if parcel.end_db not in (NO_DB, DB):
+        tail.append(_SELECT_MEMORY)
+    tail.append(pack("SET", KEY, memory))
+    return head, tail
+
+
+def _is_error(reply: object) -> bool:
+    return isinstance(reply, hiredis.ReplyError)
 
 
 def _failures(parcel: Parcel, head: int, replies: list[object]) -> tuple[Failure, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import trio
 
@@ -21,9 +23,13 @@ _log = logging.getLogger(__name__)
 _SHOWN = 60
 
 
+# How many transactions are on their way at once.
+_MOST_WAITING = 64
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What was committed: which commands of a sheet, as of which moment (ms)."""
+    """What is sent: which commands of a sheet, as of which moment (ms)."""
 
     sheet: Sheet
     first: int
@@ -50,12 +56,14 @@ class Player:
         self.position = position
         self._line = line
         self._pace = options.pace
-        self._is_free = self._pace.is_free
         self._progress = progress
         self._now = now
         self._stops = options.stops_on_error
         self._timeline: Timeline | None = None
-        self._sent: _Sent | None = None
+        self._sent: deque[_Sent] = deque()
+        # Where one transaction fails another may, and all that wait behind it are sent
+        # again. And before the first, the target has no memory to guard.
+        self._window = 1
 
     def begin_round(self, position: Position) -> None:
         """Go on from another position, from now on."""
@@ -65,7 +73,7 @@ class Player:
         """Play a sheet; the last of it may not be carried out yet."""
         at = 0
         while at < len(sheet):
-            time = sheet.received if self._is_free else sheet.time_of(at)
+            time = sheet.time_of(at)
             if self._timeline is None:
                 self._timeline = self._pace.begin(time, self._now())
             due = self._timeline.due(time)
@@ -73,76 +81,114 @@ class Player:
                 await self.finish()
                 await trio.sleep(max(0.0, due - self._now()) / 1000)
             now = self._now()
-            last = sheet.take(at, self._timeline.reached(now))
             self._progress.late = max(0.0, now - due) / 1000
-            await self._send(sheet, at, last, now)
-            at = last
+            until = self._timeline.reached(now)
+            some: list[_Sent] = []
+            while at < len(sheet) and (
+                not some or until is None or sheet.time_of(at) <= until
+            ):
+                last = sheet.take(at, until)
+                some.append(self._build(sheet, at, last, now))
+                at = last
+            await self._send(some)
 
     async def finish(self) -> None:
         """Wait until all that was sent is carried out."""
-        await self._settle(None)
+        while self._sent:
+            await self._settle()
 
     def _build(
-        self, sheet: Sheet, first: int, last: int, now: float, without: Sequence[int]
-    ) -> Parcel:
+        self,
+        sheet: Sheet,
+        first: int,
+        last: int,
+        now: float,
+        without: Collection[int] = (),
+    ) -> _Sent:
         assert self._timeline is not None
         timeline = self._timeline
-        return sheet.parcel(
+        parcel = sheet.parcel(
             first, last, lambda time: timeline.moment(time, now), without
         )
+        return _Sent(sheet, first, last, parcel, now)
 
-    async def _send(self, sheet: Sheet, first: int, last: int, now: float) -> None:
-        parcel = self._build(sheet, first, last, now, ())
-        if parcel.untold:
-            await self.finish()
-            self._note_untold(sheet, parcel.untold)
-        if parcel.is_empty:
-            await self.finish()
-            self._pass(parcel, now)
-            return
-        if not self._line.has(parcel.highest_db):
-            await self.finish()
-            await self._line.must_have(parcel.highest_db)
-        await self._line.prepare(parcel, self._memory(parcel))
-        await self._settle(parcel)
-        await self._line.commit()
-        self._sent = _Sent(sheet, first, last, parcel, now)
+    async def _send(self, some: Sequence[_Sent]) -> None:
+        """Send what was built, as soon as it may go."""
+        ready: list[_Sent] = []
+        for sent in some:
+            parcel = sent.parcel
+            if parcel.untold or not self._line.has(parcel.highest_db):
+                await self._post(ready)
+                await self.finish()
+                self._note_untold(sent.sheet, parcel.untold)
+                await self._line.must_have(parcel.highest_db)
+                ready = []
+            ready.append(sent)
+        await self._post(ready)
 
-    def _memory(self, parcel: Parcel) -> bytes:
-        return self._behind(parcel).encode()
+    async def _post(self, ready: Sequence[_Sent]) -> None:
+        """Send, as many at once as may be on their way."""
+        rest = deque(ready)
+        while rest:
+            # Waiting for one to make room for one, each would be sent alone.
+            if self._line.waiting + len(rest) > self._window:
+                while self._line.waiting > self._window // 2:
+                    await self._settle()
+            transactions: list[tuple[Parcel, bytes]] = []
+            while rest and self._line.waiting + len(transactions) < self._window:
+                sent = rest.popleft()
+                self._sent.append(sent)
+                if not sent.parcel.is_empty:
+                    transactions.append(
+                        (sent.parcel, self._behind(sent.parcel).encode())
+                    )
+            if transactions:
+                await self._line.send(transactions)
+        while self._sent and self._sent[0].parcel.is_empty:
+            await self._settle()
 
     def _behind(self, parcel: Parcel) -> Position:
         was = self.position
         return Position(was.replay, parcel.replid, parcel.end, parcel.time, was.round)
 
-    async def _settle(self, prepared: Parcel | None) -> None:
-        """Wait for what was committed, if anything was; repeat what was not done."""
-        sent = self._sent
-        if sent is None or not self._line.is_waiting:
+    async def _settle(self) -> None:
+        """Wait for the first of what was sent; repeat it if it was not done."""
+        sent = self._sent.popleft()
+        if sent.parcel.is_empty:
+            self._pass(sent.parcel, sent.now)
             return
         answer = await self._line.answer()
+        if answer.was_done:
+            self._widen()
+            self._pass(sent.parcel, sent.now)
+        told = self._count(sent, answer.failures)
+        if told and self._stops:
+            await self._end_with(told, is_refused=not answer.was_done)
         if not answer.was_done:
-            self._note_errors(sent, answer.failures, self.position)
-            await self._line.discard()
+            self._window = 1
+            behind, self._sent = self._sent, deque()
+            await self._line.drop()
             await self._repeat(sent, answer)
-            if prepared is not None:
-                await self._line.prepare(prepared, self._memory(prepared))
-            return
-        self._pass(sent.parcel, sent.now)
-        self._note_errors(sent, answer.failures, self.position)
+            await self._post(behind)
+
+    def _widen(self) -> None:
+        if self._line.is_guarded:
+            self._window = min(2 * self._window, _MOST_WAITING)
 
     async def _repeat(self, sent: _Sent, answer: Answer) -> None:
         """Send a parcel again without what the target refuses to take into one."""
-        without: list[int] = []
+        without: set[int] = set()
         while not answer.was_done:
-            without += [failure.number for failure in answer.failures]
-            parcel = self._build(sent.sheet, sent.first, sent.last, sent.now, without)
-            if parcel.is_empty:
+            without.update(failure.number for failure in answer.failures)
+            again = self._build(sent.sheet, sent.first, sent.last, sent.now, without)
+            if again.parcel.is_empty:
                 break
-            await self._line.prepare(parcel, self._memory(parcel))
-            await self._line.commit()
+            memory = self._behind(again.parcel).encode()
+            await self._line.send([(again.parcel, memory)])
             answer = await self._line.answer()
-            self._note_errors(sent, answer.failures, self.position)
+            told = self._count(sent, answer.failures)
+            if told and self._stops:
+                await self._end_with(told, is_refused=not answer.was_done)
         self._pass(sent.parcel, sent.now)
 
     def _pass(self, parcel: Parcel, now: float) -> None:
@@ -155,18 +201,33 @@ class Player:
         progress.stream_bytes += parcel.end - parcel.start
         progress.behind = (now - parcel.time) / 1000
 
-    def _note_errors(
-        self, sent: _Sent, failures: Sequence[Failure], reached: Position
-    ) -> None:
+    def _count(self, sent: _Sent, failures: Sequence[Failure]) -> str | None:
+        """Count errors; return the first as it is told."""
+        first = None
         for failure in failures:
             told = f"{_told(sent.sheet, failure.number)}: {failure.message}"
+            first = first or told
             if self._progress.count_error(failure.message, told):
                 _log.warning("the target answered to %s", told)
-            if self._stops:
-                raise TargetError(
-                    f"the target answered to {told}; all up to offset {reached.offset} "
-                    "was replayed, and --on-error continue goes on behind it"
-                )
+        return first
+
+    async def _end_with(self, told: str, *, is_refused: bool) -> NoReturn:
+        """Raise TargetError for an answer, once it is known what was done behind it.
+
+        Behind what the target refused to take nothing was.
+        """
+        while self._sent and not is_refused:
+            sent = self._sent.popleft()
+            if not sent.parcel.is_empty:
+                answer = await self._line.answer()
+                if not answer.was_done:
+                    break
+                self._count(sent, answer.failures)
+            self._pass(sent.parcel, sent.now)
+        raise TargetError(
+            f"the target answered to {told}; all up to offset {self.position.offset} "
+            "was replayed, and --on-error continue goes on behind it"
+        )
 
     def _note_untold(self, sheet: Sheet, untold: Sequence[Untold]) -> None:
         for one in untold:

@@ -7,12 +7,13 @@ its bytes are those of the stream: only commands that may need a change are look
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, count
 
 from kvtape.errors import VerificationError
+from kvtape.replay.moving import moved_in_place
 from kvtape.replay.selection import (
     LEFT_OUT,
     Edited,
@@ -25,9 +26,13 @@ from kvtape.replication.tracker import NO_DB
 from kvtape.tape.commands import Batch, Receipts, Words, name_of
 from kvtape.tape.translate import no_commands
 
-# What is sent at once, unless a transaction is longer.
-MOST_COMMANDS = 2000
-MOST_BYTES = 512 * 1024
+# What is sent as one transaction, unless one of the stream is longer. A server takes
+# small transactions faster than large ones: it keeps what waits for an EXEC in memory,
+# which is that of its caches as long as it is little.
+MOST_COMMANDS = 256
+MOST_BYTES = 256 * 1024
+
+_NEWLINE = len("\r\n")
 
 # Returns the moment of replay (ms) for a recorded time.
 Moment = Callable[[int], int]
@@ -77,16 +82,15 @@ class Sheet:
 
     def __init__(self, batch: Batch, selection: Selection) -> None:
         self.batch = batch
+        self.receipts = Receipts(batch.facts)
         self._selection = selection
-        self._receipts = Receipts(batch.facts)
 
     def parse(self) -> None:
         """Parse now what will be needed, as another thread may while one waits.
 
         VerificationError if it is none of commands.
         """
-        if not self.is_plain:
-            _ = self._turns, self._ends
+        _ = self._turns, self._ends
 
     @cached_property
     def commands(self) -> list[Words]:
@@ -98,32 +102,22 @@ class Sheet:
         return packed_ends(self.commands, self.batch.start)
 
     @cached_property
-    def is_plain(self) -> bool:
-        """Whether every byte can be sent as it is, which its facts alone may tell."""
-        facts, selection = self.batch.facts, self._selection
-        is_whole = (facts[0].start, facts[-1].end) == (self.batch.start, self.batch.end)
-        return (
-            is_whole
-            and self.batch.db != NO_DB
-            and not self.batch.is_lost
-            and all(
-                (least := selection.least_words(name)) is None or words < least
-                for each in facts
-                for name, words in each.summary.names.items()
-            )
-        )
-
-    @cached_property
     def _suspects(self) -> list[int]:
         """The numbers of the commands that may need a change."""
+        commands, least_words = self.commands, self._selection.least_words
+        if not self.batch.is_lost and all(
+            (least := least_words(name)) is None or words < least
+            for facts in self.batch.facts
+            for name, words in facts.summary.names.items()
+        ):
+            return []
         looks = {
             name: least
-            for name in {words[0] for words in self.commands}
-            if (least := self._selection.least_words(name)) is not None
+            for name in set(map(name_of, commands))
+            if (least := least_words(name)) is not None
         }
         # Most commands of most streams get by without a step of Python's.
-        named = map(looks.__contains__, map(name_of, self.commands))
-        commands = self.commands
+        named = map(looks.__contains__, map(name_of, commands))
         return [
             number
             for number in compress(count(), named)
@@ -144,14 +138,8 @@ class Sheet:
     def _dbs(self) -> list[int]:
         return [self.batch.db, *map(self._selected, self._turns[b"SELECT"])]
 
-    @cached_property
-    def _length(self) -> int:
-        if not self.is_plain:
-            return len(self.commands)
-        return sum(each.summary.commands for each in self.batch.facts)
-
     def __len__(self) -> int:
-        return self._length
+        return len(self.commands)
 
     def _selected(self, number: int) -> int:
         try:
@@ -164,14 +152,13 @@ class Sheet:
         """Return the offset that a command begins at."""
         return self._ends[number - 1] if number else self.batch.start
 
-    @property
-    def received(self) -> int:
-        """When the last of it was received."""
-        return self._receipts.of(self.batch.end)
+    def end_of(self, number: int) -> int:
+        """Return the offset that a command ends at."""
+        return self._ends[number]
 
     def time_of(self, number: int) -> int:
         """Return when a command, or the transaction it begins, was received whole."""
-        return self._receipts.of(self._ends[self._whole(number + 1) - 1])
+        return self.received_by(self._whole(number + 1))
 
     def _whole(self, number: int) -> int:
         """Return where to cut, behind number commands or more, outside of MULTI."""
@@ -192,44 +179,27 @@ class Sheet:
         It holds what was received by a time (ms), but for what is too much for one; and
         at least one command or transaction.
         """
-        if until is None and self.is_plain:
-            return len(self)
         least = first + 1
         last = min(first + MOST_COMMANDS, len(self))
-        last = min(last, bisect_right(self._ends, self.start_of(first) + MOST_BYTES))
+        if self._ends[last - 1] - self.start_of(first) > MOST_BYTES:
+            last = bisect_right(self._ends, self.start_of(first) + MOST_BYTES)
         if until is not None:
-            last = min(last, bisect_right(self._ends, self._receipts.end_by(until)))
+            last = min(last, bisect_right(self._ends, self.receipts.end_by(until)))
         return self._whole(max(least, last))
 
     def parcel(
-        self, first: int, last: int, moment: Moment, without: Iterable[int] = ()
+        self, first: int, last: int, moment: Moment, without: Collection[int] = ()
     ) -> Parcel:
         """Return what to send of the commands from first to before last."""
-        if self.is_plain and not without and (first, last) == (0, len(self)):
-            return self._whole_parcel()
         editing = _Editing(self, first, self._db_at(first))
-        for number in self._looked_at(first, last, without):
-            editing.edit(number, moment, is_left_out=number in without)
+        looked_at = self._looked_at(first, last, without)
+        if looked_at:
+            editing.edit(looked_at, moment, without)
         return editing.parcel(last)
 
-    def _whole_parcel(self) -> Parcel:
-        batch, db = self.batch, self.target_db(self.batch.db)
-        return Parcel(
-            batch.replid,
-            batch.start,
-            batch.end,
-            self._receipts.of(batch.end),
-            batch.data,
-            range(len(self)),
-            db,
-            db,
-            db,
-            has_swap=False,
-            untold=(),
-            recorded=len(self),
-        )
-
-    def _looked_at(self, first: int, last: int, without: Iterable[int]) -> list[int]:
+    def _looked_at(
+        self, first: int, last: int, without: Collection[int]
+    ) -> Sequence[int]:
         low = bisect_left(self._suspects, first)
         found = self._suspects[low : bisect_left(self._suspects, last)]
         return sorted({*found, *without}) if without else found
@@ -238,12 +208,15 @@ class Sheet:
         """Return the database selected before a command."""
         return self._dbs[bisect_left(self._turns[b"SELECT"], number)]
 
+    @property
+    def has_all(self) -> bool:
+        """Whether all is replayed, as it is."""
+        return self._selection.has_all
+
     def edited(self, number: int, moment: Moment) -> Edited | None:
         """Return what is sent instead of a command; UntoldError if nobody can tell."""
         begin, words = self.start_of(number), self.commands[number]
-        if words[0].upper() in LEFT_OUT:
-            return ()
-        time = self._receipts.of(self._ends[number])
+        time = self.receipts.of(self._ends[number])
         db = self._db_at(number)
         try:
             return self._selection.edit(words, db, time, moment(time), begin)
@@ -258,7 +231,7 @@ class Sheet:
 
     def received_by(self, last: int) -> int:
         """Return when the commands before last had been received."""
-        return self._receipts.of(self._ends[last - 1])
+        return self.receipts.of(self._ends[last - 1])
 
     def bytes_of(self, start: int, end: int) -> bytes:
         """Return stream bytes by their offsets."""
@@ -268,13 +241,9 @@ class Sheet:
         """Raise PointError unless it is known which database a command is in."""
         must_be_known(self._db_at(number), self.start_of(number))
 
-    def words_of(self, number: int) -> Words:
-        """Return the words of a command."""
-        return self.commands[number]
-
 
 class _Editing:
-    """Puts a parcel together, command by command."""
+    """Puts a parcel together: bytes of the stream, and what stands in their place."""
 
     def __init__(self, sheet: Sheet, first: int, db: int) -> None:
         self._sheet = sheet
@@ -282,16 +251,47 @@ class _Editing:
         self._out: list[bytes] = []
         self._numbers: list[int] = []
         self._untold: list[Untold] = []
+        # Up to where it is put together: an offset, and the number of a command.
+        self._at = sheet.start_of(first)
         self._done = first
         self._begin = self._db = self._highest = sheet.target_db(db)
         self._is_known = db != NO_DB
         self._has_swap = False
 
-    def edit(self, number: int, moment: Moment, *, is_left_out: bool) -> None:
-        name = self._sheet.words_of(number)[0].upper()
+    def edit(
+        self, numbers: Iterable[int], moment: Moment, without: Collection[int]
+    ) -> None:
+        """Put in place what the commands of these numbers, which rise, become."""
+        sheet, commands = self._sheet, self._sheet.commands
+        has_all = sheet.has_all and not without
+        until = shift = 0
+        for number in numbers:
+            words = commands[number]
+            if words[0] in LEFT_OUT:
+                self._replace(number, ())
+                continue
+            if has_all and self._is_known:
+                # What most of a busy stream's expiries are; all else takes ten times
+                # as long.
+                end = sheet.end_of(number)
+                if end > until:
+                    time, until = sheet.receipts.run(end)
+                    shift = moment(time) - time
+                digits = moved_in_place(words, shift)
+                if digits is not None:
+                    self._put(end - _NEWLINE - len(digits), digits)
+                    continue
+            self._edit(number, moment, is_left_out=number in without)
+
+    def _edit(self, number: int, moment: Moment, *, is_left_out: bool) -> None:
+        words = self._sheet.commands[number]
+        name = words[0].upper()
+        if name in LEFT_OUT:
+            self._replace(number, ())
+            return
         if not self._is_known and name == b"SELECT":
             self._copy(number)
-        elif not self._is_known and name not in LEFT_OUT:
+        elif not self._is_known:
             self._sheet.db_is_known(number)
         edited: Edited | None = ()
         try:
@@ -304,13 +304,18 @@ class _Editing:
         if name == b"SELECT":
             self._is_known = True
             if edited is None:
-                self._select(int(self._sheet.words_of(number)[1]))
+                self._select(int(words[1]))
         if edited is not None:
             self._replace(number, edited)
 
     def _select(self, db: int) -> None:
         self._db = db
         self._highest = max(self._highest, db)
+
+    def _put(self, offset: int, new: bytes) -> None:
+        """Put other bytes in the place of as many."""
+        self._out += (self._sheet.bytes_of(self._at, offset), new)
+        self._at = offset + len(new)
 
     def _replace(self, number: int, edited: Iterable[Sequence[bytes | int]]) -> None:
         self._copy(number)
@@ -320,17 +325,19 @@ class _Editing:
             self._out.append(pack(*words))
             self._numbers.append(number)
         self._done = number + 1
+        self._at = self._sheet.end_of(number)
 
     def _copy(self, stop: int) -> None:
-        """Pass on the commands before stop as they are."""
+        """Pass on what is left before stop as it is."""
         if self._done == stop:
             return
         sheet = self._sheet
         if not self._is_known:
             sheet.db_is_known(self._done)
-        start, end = sheet.start_of(self._done), sheet.start_of(stop)
-        self._out.append(sheet.bytes_of(start, end))
+        end = sheet.start_of(stop)
+        self._out.append(sheet.bytes_of(self._at, end))
         self._numbers += range(self._done, stop)
+        self._at, self._done = end, stop
 
     def parcel(self, last: int) -> Parcel:
         self._copy(last)

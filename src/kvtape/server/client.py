@@ -120,9 +120,17 @@ class Client:
         replies: list[object] = []
         while len(replies) < count:
             replies += islice(iter(self._reader.gets, False), count - len(replies))
-            if len(replies) < count:
+            if len(replies) < count and not self._feed():
                 replies.append(await self._hear_out(_UNNAMED, REPLY_TIMEOUT))
         return replies
+
+    def _feed(self) -> bool:
+        """Feed the reader a piece of what has come; return whether there was any."""
+        if not self._unfed:
+            return False
+        self._reader.feed(bytes(self._unfed[:_PIECE]))
+        self._unfed = self._unfed[_PIECE:]
+        return True
 
     async def _hear_out(self, words: Sequence[Word], within: float) -> object:
         async with self._patience(words, within) as scope:
@@ -177,9 +185,7 @@ class Client:
 
     async def _receive(self, hear: Callable[[], None]) -> object:
         while (reply := self._reader.gets()) is False:
-            if self._unfed:
-                self._reader.feed(bytes(self._unfed[:_PIECE]))
-                self._unfed = self._unfed[_PIECE:]
+            if self._feed():
                 continue
             data = bytes(await self._stream.receive_some(_RECEIVE))
             if not data and not self._has_heard:

@@ -245,6 +245,8 @@ class Receipts:
         # Behind the last mark, which is where a frame ends unless it has none.
         receipts.append(receipt_of(frames, frames[-1].end))
         self._offsets = [receipt.offset for receipt in receipts[:-1]]
+        # Of what stands behind the last mark, the time is in _times alone.
+        self._untils = [*self._offsets, _FAR]
         self._times = [receipt.time for receipt in receipts]
         self._afters = [receipt.after for receipt in receipts]
 
@@ -252,11 +254,15 @@ class Receipts:
         """Return when the byte before an offset was received."""
         return self._times[bisect_left(self._offsets, end)]
 
+    def run(self, end: int) -> tuple[int, int]:
+        """Return the same, and up to which offset it is the answer."""
+        at = bisect_left(self._offsets, end)
+        return self._times[at], self._untils[at]
+
     def end_by(self, time: int) -> int:
         """Return the end of what had been received by a time; 0 if nothing was."""
-        # Of what stands behind the last mark, the time is in _times alone.
         count = bisect_right(self._times, time)
-        return [0, *self._offsets, _FAR][count]
+        return self._untils[count - 1] if count else 0
 
     def before(self, start: int) -> int:
         """Return what the byte behind an offset was written after."""

@@ -1,0 +1,221 @@
+"""Many transactions are on their way at once, and none overtakes another."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvtape.cli.runner import run
+from kvtape.replay.into import replay_into
+from kvtape.replay.line import Line, TargetError, open_line
+from kvtape.replay.memory import KEY, Position, decode
+from kvtape.replay.options import ReplayOptions
+from kvtape.replay.progress import Progress
+from kvtape.replay.selection import Selection
+from kvtape.replay.sheet import MOST_COMMANDS, Parcel, Sheet
+from kvtape.server.client import open_client
+from kvtape.server.url import ServerUrl
+from kvtape.storage.commands import commands_of, read_batches
+from kvtape.tape.span import choose_span
+from plain_client import PlainClient
+from recording import Tape, tape_of
+from replicas import wait_until
+from servers import Server, StartServer
+
+# Some more than are on their way at once.
+COUNT = 80 * MOST_COMMANDS
+FRAME = 3000
+
+Commands = Sequence[tuple[str | int, ...]]
+
+
+def log_of(numbers: Sequence[int]) -> bytes:
+    return b"".join(b"%05d." % number for number in numbers)
+
+
+def taped(folder: Path, server_name: str, bad: dict[int, tuple[str, ...]]) -> Tape:
+    """Return a recording in which each command counts, and its place among them."""
+    commands: list[tuple[str | int, ...]] = [
+        bad.get(number, ("APPEND", "log", f"{number:05d}.")) for number in range(COUNT)
+    ]
+    tape = tape_of(folder, server_name, commands[:FRAME])
+    for start in range(FRAME, COUNT, FRAME):
+        tape.commands(*commands[start : start + FRAME])
+    return tape
+
+
+def numbers_up_to(tape: Tape, offset: int) -> list[int]:
+    """Return which of the numbers are logged up to an offset, by the recording."""
+    slices = choose_span(tape.folder.catalogue()).slices
+    return [
+        int(command.words[2][:-1])
+        for command in commands_of(tape.folder, slices)
+        if command.name == b"APPEND" and command.end <= offset
+    ]
+
+
+def play(tape: Tape, url: ServerUrl, *, stops: bool) -> Progress:
+    progress = Progress()
+    chosen = ReplayOptions(str(tape.repository), url, speed=None, stops_on_error=stops)
+    run(lambda: replay_into(chosen, progress))
+    return progress
+
+
+def url_of(server: Server) -> ServerUrl:
+    return ServerUrl("127.0.0.1", server.port)
+
+
+def limited(server: Server, name: str) -> ServerUrl:
+    """Return the server for a user that is not allowed a command."""
+    with PlainClient(server.client()) as plain:
+        rules = ("on", ">pw", "~*", "&*", "+@all", f"-{name}")
+        plain.ask("ACL", "SETUSER", "limited", *rules)
+    return ServerUrl("127.0.0.1", server.port, "limited", "pw")
+
+
+UNKNOWN = dict.fromkeys(range(778, COUNT, 1999), ("MODULE.DO", "log"))
+WRONG = dict.fromkeys(range(555, COUNT, 2221), ("LPUSH", "log", "1"))
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_nothing_overtakes_what_is_refused(
+    is_limited: bool, server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    tape = taped(tmp_path, server_name, {**WRONG, **UNKNOWN})
+    target = start_server(server_name)
+    url = url_of(target)
+    if is_limited:
+        url = limited(target, "eval")
+    progress = play(tape, url, stops=False)
+    assert progress.errors == {
+        "ERR unknown command": len(UNKNOWN),
+        "WRONGTYPE": len(WRONG),
+    }
+    left = [n for n in range(COUNT) if n not in UNKNOWN and n not in WRONG]
+    assert target.client().get("log") == log_of(left)
+    assert target.client().keys() == [b"log"]
+
+
+@pytest.mark.parametrize("bad", [("MODULE.DO", "log"), ("LPUSH", "log", "1")])
+def test_where_it_ends_at_an_error_the_target_is_as_far_as_is_said(
+    bad: tuple[str, ...], server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    number = COUNT // 2
+    tape = taped(tmp_path, server_name, {number: bad})
+    target = start_server(server_name)
+    with pytest.raises(TargetError, match=f"answered to {bad[0]}") as raised:
+        play(tape, url_of(target), stops=True)
+    remembered = target.client().get(KEY)
+    assert isinstance(remembered, bytes)
+    reached = decode(remembered).offset
+    assert f"up to offset {reached} was replayed" in str(raised.value)
+    log = target.client().get("log")
+    assert log == log_of(numbers_up_to(tape, reached))
+    if bad[0] == "MODULE.DO":
+        assert len(log) < number * 6
+    progress = play(tape, url_of(target), stops=False)
+    assert progress.started == reached
+    left = [n for n in range(COUNT) if n != number]
+    assert target.client().get("log") == log_of(left)
+
+
+def parcels(folder: Path, server_name: str, commands: Commands) -> list[Parcel]:
+    """Return a parcel for each command."""
+    tape = tape_of(folder, server_name, commands)
+    slices = choose_span(tape.folder.catalogue()).slices
+    (batch,) = read_batches(tape.folder, slices[-1], 0)
+    sheet = Sheet(batch, Selection())
+    found = [sheet.parcel(n, n + 1, lambda time: time) for n in range(len(sheet))]
+    return [parcel for parcel in found if b"SELECT" not in parcel.data]
+
+
+def with_memory(parcel: Parcel) -> tuple[Parcel, bytes]:
+    return parcel, Position("id", parcel.replid, parcel.end, parcel.time).encode()
+
+
+async def on_line(server: Server, use: Callable[[Line], Awaitable[None]]) -> None:
+    async with open_client(url_of(server)) as client:
+        await client.call("SELECT", 0)
+        line = await open_line(client)
+        assert line.is_guarded
+        await use(line)
+
+
+def test_the_guard_holds_whatever_is_refused(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    commands = [("INCR", "n"), ("NO.SUCH", "n"), *(("INCR", "n") for _ in range(5))]
+    first, refused, *others = map(with_memory, parcels(tmp_path, server_name, commands))
+    target = start_server(server_name)
+
+    async def use(line: Line) -> None:
+        await line.send([first])
+        assert (await line.answer()).was_done
+        await line.send([refused, *others])
+        answer = await line.answer()
+        assert (answer.was_done, len(answer.failures)) == (False, 1)
+        await line.drop()
+        assert target.client().mget("n", KEY) == [b"1", first[1]]
+        await line.send(others)
+        answers = [await line.answer() for _ in others]
+        assert all(answer.was_done for answer in answers)
+
+    run(lambda: on_line(target, use))
+    assert target.client().mget("n", KEY) == [b"6", others[-1][1]]
+    assert target.client().ttl(KEY) == -1
+
+
+def test_a_memory_that_another_changes_ends_it(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    commands = [("INCR", "n") for _ in range(3)]
+    first, second, _ = map(with_memory, parcels(tmp_path, server_name, commands))
+    target = start_server(server_name)
+
+    async def use(line: Line) -> None:
+        await line.send([first])
+        # So that it is carried out before the other changes what it wrote.
+        await trio.to_thread.run_sync(
+            wait_until, lambda: target.client().exists("n") == 1
+        )
+        target.client().set(KEY, "another")
+        await line.send([second])
+        assert (await line.answer()).was_done
+        with pytest.raises(TargetError, match="another client changed"):
+            await line.answer()
+
+    run(lambda: on_line(target, use))
+    assert target.client().get("n") == b"1"
+
+
+def test_what_was_carried_out_without_a_guard_is_told(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    """As where another removes the memory in the moment between."""
+    refused, second = map(
+        with_memory,
+        parcels(tmp_path, server_name, [("NO.SUCH", "n"), ("INCR", "n")]),
+    )
+    target = start_server(server_name)
+
+    async def use(line: Line) -> None:
+        await line.send([refused, second])
+        assert not (await line.answer()).was_done
+        with pytest.raises(TargetError, match="behind one that it refused"):
+            await line.drop()
+
+    run(lambda: on_line(target, use))
+
+
+@pytest.mark.parametrize("missing", ["multi", "exec"])
+def test_a_target_without_transactions_is_refused(
+    missing: str, server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    tape = tape_of(tmp_path, server_name, [("INCR", "n")])
+    target = start_server(server_name)
+    with pytest.raises(TargetError, match=r"allow \+multi and \+exec"):
+        play(tape, limited(target, missing), stops=True)
+    assert target.client().keys() == []
