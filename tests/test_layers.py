@@ -24,10 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "signal": set(),
     "amounts": set(),
+    "garbage": set(),
     "progress": set(),
     "replication": {"errors"},
     "tape": {"errors", "replication"},
-    "storage": {"errors", "replication", "tape"},
+    "storage": {"errors", "garbage", "replication", "tape"},
     "server": {"errors", "replication", "tape"},
     "record": ENDS,
     "restore": ENDS,
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": {*ENDS, "record"},
     "watch": {*ENDS, "record"},
     "cli": {*ENDS, "record", "restore", "replay", "audit", "check", "watch"},
-    "__main__": {"cli", "errors"},
+    "__main__": {"cli", "errors", "garbage"},
     # The API: everything that the command line stands on.
     "__init__": {*ENDS, "record", "restore", "replay", "audit", "check"},
 }

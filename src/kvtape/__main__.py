@@ -8,10 +8,12 @@ from typing import NoReturn
 from kvtape.cli.app import app
 from kvtape.cli.runner import INTERRUPTED
 from kvtape.errors import Error
+from kvtape.garbage import collect_seldom
 
 
 def main() -> NoReturn:
     """Run a verb. What we can explain is one line; what we cannot is a bug."""
+    collect_seldom()
     try:
         app()
     except Error as error:

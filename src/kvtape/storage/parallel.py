@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from kvtape.errors import Error, RepositoryError
+from kvtape.garbage import collect_seldom
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Slice
 
@@ -104,6 +105,7 @@ def _work(
 ) -> None:
     # Ctrl-C goes to all processes of a terminal; ours ends when nobody reads any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    collect_seldom()
     try:
         for slice_ in slices:
             for result in job(folder, slice_):
