@@ -116,6 +116,31 @@ def test_with_the_snapshot_the_target_is_what_the_source_was(
     assert differences(end.state, other) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server_name", "later"),
+    [
+        ("redis-6.2", "redis-7.0"),
+        ("redis-6.2", "valkey-9.1"),
+        ("redis-7.0", "redis-8.0"),
+        ("redis-7.0", "valkey-8.0"),
+        ("valkey-8.0", "valkey-9.1"),
+    ],
+    indirect=["server_name"],
+)
+def test_a_later_release_takes_what_an_earlier_one_did(
+    recording_of: Recorded, later: str, start_server: StartServer
+) -> None:
+    target = start_server(later)
+    end = recording_of.end
+    # The other family is taken by force only.
+    is_other = later.partition("-")[0] not in recording_of.name
+    chosen = {"with_snapshot": True, "end": ToOffset(end.offset), "force": is_other}
+    result = play(recording_of.repository, target, **chosen)
+    assert (result.offset, result.errors) == (end.offset, {})
+    assert differences(end.state, target) == []
+
+
 def test_renamed_and_mapped_it_is_so_under_other_names(
     recording_of: Recorded, start_server: StartServer
 ) -> None:

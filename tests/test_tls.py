@@ -27,6 +27,8 @@ from certificates import (
 from conftest import require
 from kvtape.cli.runner import run
 from kvtape.errors import ServerError
+from kvtape.replay.into import replay_into
+from kvtape.replay.options import ReplayOptions
 from kvtape.restore.into import IntoOptions, check_target, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server import client as client_module
@@ -120,6 +122,29 @@ def test_a_user_that_may_only_replicate_records_and_all_is_restored(
     result = run(lambda: restore_into(job, into))
     assert result.offset >= offset
     assert compare(state, fingerprint(target.server.client())) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server_name", TLS_SERVERS, indirect=True)
+def test_a_target_with_tls_is_replayed_into(
+    server_name: str,
+    start_server: StartServer,
+    authority: Authority,
+    certificate: Certificate,
+    client: Certificate,
+    tmp_path: Path,
+) -> None:
+    tape = tape_of(tmp_path / "repo", server_name)
+    tape.commands(*[("INCR", "n") for _ in range(5000)], ("SET", "large", "x" * 10**6))
+    target = start_tls_server(start_server, server_name, authority, certificate)
+    options = ReplayOptions(
+        str(tape.repository), target.url(client=client), speed=None, with_snapshot=True
+    )
+    result = run(lambda: replay_into(options))
+    assert (result.offset, result.errors) == (tape.end, {})
+    plain = target.server.client()
+    assert plain.mget("key", "n") == [b"value", b"5000"]
+    assert plain.strlen("large") == 10**6
 
 
 @pytest.mark.slow
