@@ -14,8 +14,7 @@ from typing import Final
 
 import trustme
 
-from kvtape.server.tls import Tls
-from kvtape.server.url import ServerUrl
+from kvtape.server.url import ServerUrl, Tls
 from servers import PORT_TRIES, PORTS, Server, ServerError, StartServer
 
 # The servers whose build has TLS; those that come as Python wheels have none.

@@ -31,8 +31,7 @@ from kvtape.restore.data_dir import layout_for, restore_data_dir
 from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server.info import ServerInfo
-from kvtape.server.tls import Tls
-from kvtape.server.url import ServerUrl
+from kvtape.server.url import ServerUrl, Tls
 from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
 from plain_client import PlainClient, as_int

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtape.errors import UsageError
-from kvtape.server.tls import Tls
 from kvtape.server.url import (
     SentinelUrl,
     ServerUrl,
+    Tls,
     format_address,
     parse_address,
     parse_source,

@@ -54,8 +54,7 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.undo import touched_later
-from kvtape.server.tls import Tls
-from kvtape.server.url import SentinelUrl, ServerUrl, parse_source, parse_url
+from kvtape.server.url import SentinelUrl, ServerUrl, Tls, parse_source, parse_url
 from kvtape.storage.commands import Damage, recorded_commands
 from kvtape.storage.repository import Repository, open_repository
 from kvtape.tape.command_pattern import parse_pattern

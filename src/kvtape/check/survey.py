@@ -26,8 +26,7 @@ from kvtape.errors import Error, RepositoryError, ServerError, UsageError
 from kvtape.record.acknowledge import AckOption
 from kvtape.record.spooling.place import default_spool
 from kvtape.server.sentinel import Finder, Prefer
-from kvtape.server.tls import Tls
-from kvtape.server.url import AT_SENTINEL, Address, parse_url
+from kvtape.server.url import AT_SENTINEL, Address, Tls, parse_url
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.spool import DEFAULT_LIMIT
 from kvtape.storage.store import Store

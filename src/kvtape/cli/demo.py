@@ -24,10 +24,11 @@ from kvtape.restore.job import Job, open_job
 from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.server.client import Client, open_client
 from kvtape.server.contents import Contents, read_contents
-from kvtape.server.info import ask, server_name
+from kvtape.server.info import ask
 from kvtape.server.scratch import find_program, scratch_server
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import recorded_commands
+from kvtape.tape.documents import server_name
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToLatest, ToOffset, format_time
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from kvtape import amounts
 from kvtape.cli import options, output
-from kvtape.server.info import server_name
 from kvtape.storage.lost import lost as lost_of
 from kvtape.storage.repository import open_repository
 from kvtape.tape.catalogue import Catalogue
-from kvtape.tape.documents import Gap, History
+from kvtape.tape.documents import Gap, History, server_name
 from kvtape.tape.orphans import Orphan, unknown
 from kvtape.tape.point import format_time
 

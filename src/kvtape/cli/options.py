@@ -13,8 +13,7 @@ import typer
 from kvtape.cli import rows
 from kvtape.cli.config import apply_config
 from kvtape.errors import UsageError
-from kvtape.server.tls import Tls
-from kvtape.server.url import Address, SentinelUrl, parse_address, parse_source
+from kvtape.server.url import Address, SentinelUrl, Tls, parse_address, parse_source
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}

@@ -33,8 +33,7 @@ from kvtape.restore.rescue import RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
 from kvtape.restore.survey import estimate
 from kvtape.restore.undo import Touched, Undo, touched_later
-from kvtape.server.tls import Tls
-from kvtape.server.url import format_address, parse_address, parse_url
+from kvtape.server.url import Tls, format_address, parse_address, parse_url
 from kvtape.tape.command_pattern import parse_pattern
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.glob import parse_glob

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from kvtape.errors import ServerError
 from kvtape.restore.fit import loads, recorded_server, release_of, what_loads
-from kvtape.server.info import server_name
 from kvtape.server.scratch import PROGRAMS, embedded_program, find_program, identify
-from kvtape.tape.documents import Manifest, Server
+from kvtape.tape.documents import Manifest, Server, server_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,15 +30,9 @@ from kvtape.restore.job import Job
 from kvtape.restore.loader import Loader, choose_loader, loaders_at_hand
 from kvtape.restore.state import FOLDER, CancelledWatch, State, load_state
 from kvtape.server.client import Client, ReplyError, Word, open_client
-from kvtape.server.info import (
-    ServerInfo,
-    ask,
-    ask_hello,
-    ask_setting,
-    server_name,
-)
+from kvtape.server.info import ServerInfo, ask, ask_hello, ask_setting
 from kvtape.server.url import ServerUrl, format_address
-from kvtape.tape.documents import Server
+from kvtape.tape.documents import Server, server_name
 from kvtape.tape.glob import Glob
 from kvtape.tape.rdb import Key, type_name
 from kvtape.tape.rdb.payload import make_payload, needed_version

@@ -262,10 +262,3 @@ async def ask_setting(client: Client, name: str) -> str | None:
             return value.decode("utf-8", "replace")
         case _:
             return None
-
-
-def server_name(server: Server) -> str | None:
-    """Return a server's family and version, such as Redis 7.0.15."""
-    if server.family is None or server.version is None:
-        return None
-    return f"{server.family.capitalize()} {server.version}"

@@ -17,12 +17,12 @@ offset in any case.
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from kvtape.errors import ServerError, UsageError
+from kvtape.server.url import Tls
 
 # SSL_R_... and X509_V_ERR_... of OpenSSL: how its reasons begin or what they contain.
 _EXPIRED, _NOT_YET_VALID = 10, 9
@@ -33,20 +33,6 @@ _NO_TLS = ("WRONG_VERSION", "RECORD_LAYER", "PACKET_LENGTH", "HTTP")
 _WANTS_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE")
 _REFUSES_CERTIFICATE = ("ALERT_", "CERTIFICATE")
 _TOO_OLD = ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL")
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Whom to trust, and who we are; without more, the system's CAs, and nobody.
-
-    server_name is the name that the certificate must bear, if not the URL's host.
-    """
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    checks_name: bool = True
-    server_name: str | None = None
 
 
 class DistrustError(ServerError):

@@ -12,7 +12,6 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kvtape.errors import UsageError
-from kvtape.server.tls import Tls
 
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -35,6 +34,20 @@ _NO_SCHEME = (
     "the server's URL begins with redis:// or valkey://, with rediss:// or valkeys:// "
     "for TLS, or with redis+sentinel://"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whom to trust, and who we are; without more, the system's CAs, and nobody.
+
+    server_name is the name that the certificate must bear, if not the URL's host.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    checks_name: bool = True
+    server_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

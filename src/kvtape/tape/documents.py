@@ -41,6 +41,13 @@ class Server(msgspec.Struct, frozen=True):
     databases: int | None = None
 
 
+def server_name(server: Server) -> str | None:
+    """Return a server's family and version, such as Redis 7.0.15."""
+    if server.family is None or server.version is None:
+        return None
+    return f"{server.family.capitalize()} {server.version}"
+
+
 class Source(msgspec.Struct, frozen=True):
     """source.json: the server that is recorded, as it was first seen."""
 

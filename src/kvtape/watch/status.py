@@ -28,7 +28,7 @@ import msgspec
 from kvtape.amounts import duration
 from kvtape.record.agent import Agent
 from kvtape.record.journal import HistoryReason, Journal
-from kvtape.server.info import server_name
+from kvtape.tape.documents import server_name
 from kvtape.tape.names import SegmentName, SnapshotName, parse
 from kvtape.tape.point import format_time
 
