@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,23 @@ async def test_a_script_compares_two_moments_and_brings_a_key_back(
 def test_everything_named_is_there_and_documented() -> None:
     for name in kvtape.__all__:
         assert getattr(kvtape, name).__doc__, name
+
+
+def test_every_name_comes_from_where_type_checkers_see_it() -> None:
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(Path(kvtape.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kvtape")
+        for alias in node.names
+    }
+    places = kvtape._PLACES.items()
+    assert {name: f"kvtape.{module}" for name, module in places} == seen
+    assert kvtape.__all__ == sorted(seen)
+    assert set(kvtape.__all__) <= set(dir(kvtape))
+
+
+def test_a_misspelt_name_is_not_there() -> None:
+    assert not hasattr(kvtape, "open_jobb")
 
 
 def test_every_error_has_the_exit_status_of_the_contract() -> None:

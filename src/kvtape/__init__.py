@@ -25,106 +25,151 @@ Every error that is not a bug is an Error, whose exit_status is the command line
 
 from __future__ import annotations
 
-from kvtape.audit.history import Beginning, KeyHistory
-from kvtape.audit.opened import Audit, open_audit
-from kvtape.check.finding import Finding
-from kvtape.check.survey import CheckOptions, run_checks
-from kvtape.errors import (
-    DestinationError,
-    Error,
-    IdentityError,
-    PointError,
-    RepositoryError,
-    ServerError,
-    UsageError,
-    VerificationError,
-)
-from kvtape.record.agent import Agent
-from kvtape.record.options import RecordOptions
-from kvtape.record.spooling.recorder import Limits
-from kvtape.replay.into import ReplayResult, replay_into
-from kvtape.replay.options import ReplayOptions
-from kvtape.replay.progress import Progress
-from kvtape.replay.selection import Selection
-from kvtape.restore.changes import Changes
-from kvtape.restore.data_dir import layout_for, restore_data_dir
-from kvtape.restore.difference import Comparison, Difference, DiffOptions, comparison
-from kvtape.restore.into import IntoOptions, restore_into
-from kvtape.restore.job import Job, Result, open_job
-from kvtape.restore.rescue import Rescue, RescueOptions
-from kvtape.restore.serve import ServeOptions, serve
-from kvtape.restore.undo import touched_later
-from kvtape.server.url import SentinelUrl, ServerUrl, Tls, parse_source, parse_url
-from kvtape.storage.commands import Damage, recorded_commands
-from kvtape.storage.repository import Repository, open_repository
-from kvtape.tape.command_pattern import parse_pattern
-from kvtape.tape.commands import RecordedCommand
-from kvtape.tape.glob import Glob, parse_glob
-from kvtape.tape.key_history import Episode
-from kvtape.tape.plan import Plan
-from kvtape.tape.point import ToLatest, ToOffset, ToTime
-from kvtape.tape.query import Query
-from kvtape.tape.span import Hole
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Agent",
-    "Audit",
-    "Beginning",
-    "Changes",
-    "CheckOptions",
-    "Comparison",
-    "Damage",
-    "DestinationError",
-    "DiffOptions",
-    "Difference",
-    "Episode",
-    "Error",
-    "Finding",
-    "Glob",
-    "Hole",
-    "IdentityError",
-    "IntoOptions",
-    "Job",
-    "KeyHistory",
-    "Limits",
-    "Plan",
-    "PointError",
-    "Progress",
-    "Query",
-    "RecordOptions",
-    "RecordedCommand",
-    "ReplayOptions",
-    "ReplayResult",
-    "Repository",
-    "RepositoryError",
-    "Rescue",
-    "RescueOptions",
-    "Result",
-    "Selection",
-    "SentinelUrl",
-    "ServeOptions",
-    "ServerError",
-    "ServerUrl",
-    "Tls",
-    "ToLatest",
-    "ToOffset",
-    "ToTime",
-    "UsageError",
-    "VerificationError",
-    "comparison",
-    "layout_for",
-    "open_audit",
-    "open_job",
-    "open_repository",
-    "parse_glob",
-    "parse_pattern",
-    "parse_source",
-    "parse_url",
-    "recorded_commands",
-    "replay_into",
-    "restore_data_dir",
-    "restore_into",
-    "run_checks",
-    "serve",
-    "touched_later",
-]
+# A script waits for what it uses, and the command line for none of it: a name is
+# imported when it is first asked for. Type checkers see it here.
+if TYPE_CHECKING:
+    from kvtape.audit.history import Beginning as Beginning
+    from kvtape.audit.history import KeyHistory as KeyHistory
+    from kvtape.audit.opened import Audit as Audit
+    from kvtape.audit.opened import open_audit as open_audit
+    from kvtape.check.finding import Finding as Finding
+    from kvtape.check.survey import CheckOptions as CheckOptions
+    from kvtape.check.survey import run_checks as run_checks
+    from kvtape.errors import DestinationError as DestinationError
+    from kvtape.errors import Error as Error
+    from kvtape.errors import IdentityError as IdentityError
+    from kvtape.errors import PointError as PointError
+    from kvtape.errors import RepositoryError as RepositoryError
+    from kvtape.errors import ServerError as ServerError
+    from kvtape.errors import UsageError as UsageError
+    from kvtape.errors import VerificationError as VerificationError
+    from kvtape.record.agent import Agent as Agent
+    from kvtape.record.options import RecordOptions as RecordOptions
+    from kvtape.record.spooling.recorder import Limits as Limits
+    from kvtape.replay.into import ReplayResult as ReplayResult
+    from kvtape.replay.into import replay_into as replay_into
+    from kvtape.replay.options import ReplayOptions as ReplayOptions
+    from kvtape.replay.progress import Progress as Progress
+    from kvtape.replay.selection import Selection as Selection
+    from kvtape.restore.changes import Changes as Changes
+    from kvtape.restore.data_dir import layout_for as layout_for
+    from kvtape.restore.data_dir import restore_data_dir as restore_data_dir
+    from kvtape.restore.difference import Comparison as Comparison
+    from kvtape.restore.difference import Difference as Difference
+    from kvtape.restore.difference import DiffOptions as DiffOptions
+    from kvtape.restore.difference import comparison as comparison
+    from kvtape.restore.into import IntoOptions as IntoOptions
+    from kvtape.restore.into import restore_into as restore_into
+    from kvtape.restore.job import Job as Job
+    from kvtape.restore.job import Result as Result
+    from kvtape.restore.job import open_job as open_job
+    from kvtape.restore.rescue import Rescue as Rescue
+    from kvtape.restore.rescue import RescueOptions as RescueOptions
+    from kvtape.restore.serve import ServeOptions as ServeOptions
+    from kvtape.restore.serve import serve as serve
+    from kvtape.restore.undo import touched_later as touched_later
+    from kvtape.server.url import SentinelUrl as SentinelUrl
+    from kvtape.server.url import ServerUrl as ServerUrl
+    from kvtape.server.url import Tls as Tls
+    from kvtape.server.url import parse_source as parse_source
+    from kvtape.server.url import parse_url as parse_url
+    from kvtape.storage.commands import Damage as Damage
+    from kvtape.storage.commands import recorded_commands as recorded_commands
+    from kvtape.storage.repository import Repository as Repository
+    from kvtape.storage.repository import open_repository as open_repository
+    from kvtape.tape.command_pattern import parse_pattern as parse_pattern
+    from kvtape.tape.commands import RecordedCommand as RecordedCommand
+    from kvtape.tape.glob import Glob as Glob
+    from kvtape.tape.glob import parse_glob as parse_glob
+    from kvtape.tape.key_history import Episode as Episode
+    from kvtape.tape.plan import Plan as Plan
+    from kvtape.tape.point import ToLatest as ToLatest
+    from kvtape.tape.point import ToOffset as ToOffset
+    from kvtape.tape.point import ToTime as ToTime
+    from kvtape.tape.query import Query as Query
+    from kvtape.tape.span import Hole as Hole
+
+# Each public name, and the module of kvtape that has it.
+_PLACES = {
+    "Agent": "record.agent",
+    "Audit": "audit.opened",
+    "Beginning": "audit.history",
+    "Changes": "restore.changes",
+    "CheckOptions": "check.survey",
+    "Comparison": "restore.difference",
+    "Damage": "storage.commands",
+    "DestinationError": "errors",
+    "DiffOptions": "restore.difference",
+    "Difference": "restore.difference",
+    "Episode": "tape.key_history",
+    "Error": "errors",
+    "Finding": "check.finding",
+    "Glob": "tape.glob",
+    "Hole": "tape.span",
+    "IdentityError": "errors",
+    "IntoOptions": "restore.into",
+    "Job": "restore.job",
+    "KeyHistory": "audit.history",
+    "Limits": "record.spooling.recorder",
+    "Plan": "tape.plan",
+    "PointError": "errors",
+    "Progress": "replay.progress",
+    "Query": "tape.query",
+    "RecordOptions": "record.options",
+    "RecordedCommand": "tape.commands",
+    "ReplayOptions": "replay.options",
+    "ReplayResult": "replay.into",
+    "Repository": "storage.repository",
+    "RepositoryError": "errors",
+    "Rescue": "restore.rescue",
+    "RescueOptions": "restore.rescue",
+    "Result": "restore.job",
+    "Selection": "replay.selection",
+    "SentinelUrl": "server.url",
+    "ServeOptions": "restore.serve",
+    "ServerError": "errors",
+    "ServerUrl": "server.url",
+    "Tls": "server.url",
+    "ToLatest": "tape.point",
+    "ToOffset": "tape.point",
+    "ToTime": "tape.point",
+    "UsageError": "errors",
+    "VerificationError": "errors",
+    "comparison": "restore.difference",
+    "layout_for": "restore.data_dir",
+    "open_audit": "audit.opened",
+    "open_job": "restore.job",
+    "open_repository": "storage.repository",
+    "parse_glob": "tape.glob",
+    "parse_pattern": "tape.command_pattern",
+    "parse_source": "server.url",
+    "parse_url": "server.url",
+    "recorded_commands": "storage.commands",
+    "replay_into": "replay.into",
+    "restore_data_dir": "restore.data_dir",
+    "restore_into": "restore.into",
+    "run_checks": "check.survey",
+    "serve": "restore.serve",
+    "touched_later": "restore.undo",
+}
+
+__all__ = list(_PLACES)
+
+
+# A type checker that saw this would find every misspelt name to be fine.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name; from now on it is there."""
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _PLACES)
