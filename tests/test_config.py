@@ -15,11 +15,6 @@ from kvtape.cli.record import _record_options
 from recording import Tape
 from verbs import kvtape
 
-FUNCTIONS = {
-    command.callback.__name__: command.callback
-    for command in app.registered_commands
-    if command.callback is not None
-}
 COMMAND: Any = typer.main.get_command(app)
 VERBS: dict[str, Any] = {
     name: verb
@@ -68,7 +63,7 @@ def sample(kind: Any) -> tuple[str, object]:  # noqa: ANN401
 def options() -> Iterator[tuple[str, str, str, str, Any]]:
     """Yield each option: its verb, key and name, a TOML value, and what that means."""
     for verb, command in VERBS.items():
-        kinds = get_type_hints(FUNCTIONS[verb])
+        kinds = get_type_hints(command.callback)
         for parameter in command.params:
             key = max(parameter.opts, key=len).removeprefix("--")
             if parameter.name not in ("config", "help"):

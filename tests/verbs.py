@@ -1,8 +1,8 @@
 """Running kvtape's command line: within the tests where that will do, or as a program.
 
 Within the tests it is the same main(), with its own arguments, environment and output;
-what escapes it is a bug, and fails the test. As a program it costs half a second, and
-is for signals, pipes and terminals.
+what escapes it is a bug, and fails the test. As a program it costs a third of a
+second, and is for signals, pipes and terminals.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ import sys
 from typing import NoReturn
 
 from kvtape.cli.app import app
-from kvtape.cli.runner import INTERRUPTED
-from kvtape.errors import Error
+from kvtape.errors import INTERRUPTED, Error
 from kvtape.garbage import collect_seldom
 
 

@@ -7,6 +7,9 @@ part of the command line's contract.
 
 from __future__ import annotations
 
+# By the shells' convention for who was interrupted: 128, and the number of SIGINT.
+INTERRUPTED = 130
+
 
 class Error(Exception):
     """A failure that kvtape can explain; anything else that escapes is a bug in it."""

@@ -9,9 +9,7 @@ from typing import TypeVar
 import trio
 import typer
 
-from kvtape.errors import cause_of
-
-INTERRUPTED = 130
+from kvtape.errors import INTERRUPTED, cause_of
 
 Returned = TypeVar("Returned")
 
