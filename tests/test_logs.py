@@ -15,7 +15,14 @@ import trio
 from rich.console import Console
 
 from kvtape.cli.logs import set_up_logging
-from kvtape.record.events import Event, GapFound, LinkLost, tell, tell_to
+from kvtape.record.events import (
+    Event,
+    GapFound,
+    LinkLost,
+    current_source,
+    tell,
+    tell_to,
+)
 from kvtape.record.journal import Journal
 from verbs import kvtape
 
@@ -36,7 +43,11 @@ def told(
 ) -> list[str]:
     """Return what is logged of a gap, one that is told twice, and a plain line."""
     set_up_logging(
-        Console(file=io.StringIO()), verbose=False, as_json=as_json, named=named
+        Console(file=io.StringIO()),
+        verbose=False,
+        as_json=as_json,
+        source_of=current_source,
+        named=named,
     )
 
     async def main() -> None:

@@ -11,27 +11,37 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
-from rich.console import Console
-from rich.logging import RichHandler
 
-from kvtape.record.events import current_source
 from kvtape.tape.point import format_time
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _MS = 1000
 
 
-class _Lines(logging.Formatter):
-    """Lines for people; named says whether they name their source."""
+# Tells which source the running task works for: kvtape.record.events.current_source.
+SourceOf: TypeAlias = Callable[[], str | None]
 
-    def __init__(self, form: str, *, named: bool) -> None:
+
+def _no_source() -> None:
+    """Only what records works for a source."""
+
+
+class _Lines(logging.Formatter):
+    """Lines for people, which name their source if there is one."""
+
+    def __init__(self, form: str, source_of: SourceOf) -> None:
         super().__init__(form)
-        self._named = named
+        self._source_of = source_of
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        source = current_source()
-        if self._named and source is not None:
+        source = self._source_of()
+        if source is not None:
             record.message = f"{source}: {record.message}"
         return super().formatMessage(record)
 
@@ -39,11 +49,15 @@ class _Lines(logging.Formatter):
 class _Objects(logging.Formatter):
     """JSON objects: time, level, source, event, message, and the event's fields."""
 
+    def __init__(self, source_of: SourceOf) -> None:
+        super().__init__()
+        self._source_of = source_of
+
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, object] = {
             "time": format_time(int(record.created * _MS)),
             "level": record.levelname.lower(),
-            "source": current_source(),
+            "source": self._source_of(),
             "event": "log",
             "message": record.getMessage(),
         }
@@ -59,18 +73,30 @@ class _Objects(logging.Formatter):
 
 
 def set_up_logging(
-    console: Console, *, verbose: bool, as_json: bool = False, named: bool = False
+    console: Console,
+    *,
+    verbose: bool,
+    as_json: bool = False,
+    source_of: SourceOf = _no_source,
+    named: bool = False,
 ) -> None:
-    """Send the log to stderr: with times, and one line an event."""
+    """Send the log to stderr: with times, and one line an event.
+
+    An object has its source always, a line for people only if named.
+    """
     level = logging.DEBUG if verbose else logging.INFO
     logger = logging.getLogger("kvtape")
     logger.setLevel(level)
     handler: logging.Handler
+    names = source_of if named else _no_source
     if console.is_terminal and not as_json:
+        # Nothing else here needs rich, which takes 25 ms to import.
+        from rich.logging import RichHandler
+
         handler = RichHandler(console=console, show_path=False, show_level=False)
-        handler.setFormatter(_Lines("%(message)s", named=named))
+        handler.setFormatter(_Lines("%(message)s", names))
     else:
         handler = logging.StreamHandler(sys.stderr)
         form = "%(asctime)s %(levelname)s %(message)s"
-        handler.setFormatter(_Objects() if as_json else _Lines(form, named=named))
+        handler.setFormatter(_Objects(source_of) if as_json else _Lines(form, names))
     logger.handlers[:] = [handler]

@@ -10,31 +10,31 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from kvtape.errors import RepositoryError
 from kvtape.progress import Advance
 
+# Importing rich takes 25 ms, and who only prints data does without it.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 
 def stderr_console() -> Console:
     """Return the console for everything that is not data."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, markup=False)
 
 
 def stdout_console() -> Console:
     """Return the console for data that is shown again and again."""
+    from rich.console import Console
+
     return Console(highlight=False, markup=False)
 
 
@@ -77,7 +77,7 @@ class BarWatch:
 
     def stage(self, name: str, length: int) -> Advance:
         """Show a new stage."""
-        task: TaskID = self._progress.add_task(name, total=length)
+        task = self._progress.add_task(name, total=length)
 
         def advance(count: int) -> None:
             self._progress.advance(task, count)
@@ -92,6 +92,15 @@ class BarWatch:
 @contextmanager
 def bars(console: Console, *, shown: bool = True) -> Iterator[BarWatch]:
     """Show the stages of a long work on a terminal, and nothing elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     progress = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=24),

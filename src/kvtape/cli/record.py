@@ -21,6 +21,7 @@ from kvtape.cli.runner import run_until_signal
 from kvtape.cli.status import status_line
 from kvtape.errors import Error, UsageError
 from kvtape.record.acknowledge import AckOption
+from kvtape.record.events import current_source
 from kvtape.record.options import RecordOptions
 from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import (
@@ -197,7 +198,11 @@ def record(
     most_at_risk = options.parse_duration(ready_max_lag, "--ready-max-lag")
     console = output.stderr_console()
     set_up_logging(
-        console, verbose=verbose, as_json=log_format == "json", named=len(chosen) > 1
+        console,
+        verbose=verbose,
+        as_json=log_format == "json",
+        source_of=current_source,
+        named=len(chosen) > 1,
     )
     watched = WatchedFleet(chosen)
     notifier = find_notifier(os.environ)

@@ -20,7 +20,6 @@ from typing import BinaryIO, Protocol
 
 from kvtape.errors import UsageError
 from kvtape.storage.content import UNFINISHED, must_be_same, opened, reader, unfinished
-from kvtape.storage.objects import FsspecStore
 from kvtape.storage.trouble import translated
 
 _PIECE = 1024 * 1024
@@ -71,6 +70,9 @@ def open_store(url: str) -> Store:
             raise UsageError(f"there is no folder {url}: {error}") from None
     if match[0] in ("file://", "local://"):
         return LocalStore(Path(url.removeprefix(match[0]) or "/"))
+    # Importing fsspec takes 30 ms, which a repository in a folder has no use for.
+    from kvtape.storage.objects import FsspecStore
+
     return FsspecStore(url)
 
 
