@@ -17,9 +17,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from kvtape.audit.search import Part
-from kvtape.errors import RepositoryError, VerificationError
-from kvtape.storage.commands import Damage, read_what_is_good
+from kvtape.audit.search import Part, parts_of
+from kvtape.errors import RepositoryError
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Slice
 from kvtape.tape.command_table import find
@@ -68,21 +67,10 @@ class Counting:
         self, folder: SourceFolder, slice_: Slice
     ) -> Iterator[Part[list[Count]]]:
         """Yield the counts part by part."""
-        at = slice_.start
-        for good in read_what_is_good(folder, slice_, wanted=self.query.wants):
-            if isinstance(good, Damage):
-                yield Part(good.end - at, good)
-            else:
-                yield Part(good.end - at, self._counted(good))
-            at = good.end
-        if at < slice_.end:
-            yield Part(slice_.end - at, None)
+        return parts_of(folder, slice_, self.query.wants, self._counted)
 
-    def _counted(self, batch: Batch) -> list[Count] | Damage:
-        try:
-            return self.count(self.query.find_words(batch))
-        except VerificationError as error:  # its bytes are no commands
-            return Damage(batch.replid, batch.start, batch.end, str(error))
+    def _counted(self, batch: Batch) -> list[Count]:
+        return self.count(self.query.find_words(batch))
 
     def count(self, commands: Iterable[tuple[Words, int, int]]) -> list[Count]:
         """Return the counts of commands: words, length, and when they came (ms)."""

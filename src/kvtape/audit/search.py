@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from kvtape.errors import VerificationError
-from kvtape.storage.commands import Damage, read_what_is_good, whole_commands
+from kvtape.storage.commands import (
+    Damage,
+    Wanted,
+    read_what_is_good,
+    whole_commands,
+)
 from kvtape.storage.parallel import Job, in_order, processes_for
 from kvtape.storage.repository import SourceFolder
 from kvtape.storage.segments import frame_starts, opening
@@ -58,22 +63,39 @@ class Search(Generic[Made]):
 
     def __call__(self, folder: SourceFolder, slice_: Slice) -> Iterator[Part[Made]]:
         """Yield the parts of a slice."""
-        at = slice_.start
-        for good in read_what_is_good(folder, slice_, wanted=self.query.wants):
-            if isinstance(good, Damage):
-                yield Part(good.end - at, good)
-            else:
-                yield Part(good.end - at, self._made(good))
-            at = good.end
-        if at < slice_.end:
-            yield Part(slice_.end - at, None)
+        return parts_of(folder, slice_, self.query.wants, self._made)
 
-    def _made(self, batch: Batch) -> Made | Damage | None:
-        try:
-            found = list(self.query.find(batch))
-        except VerificationError as error:  # its bytes are no commands
-            return Damage(batch.replid, batch.start, batch.end, str(error))
+    def _made(self, batch: Batch) -> Made | None:
+        found = list(self.query.find(batch))
         return self.make(found) if found else None
+
+
+def parts_of(
+    folder: SourceFolder,
+    slice_: Slice,
+    wanted: Wanted,
+    make: Callable[[Batch], Made | None],
+) -> Iterator[Part[Made]]:
+    """Yield what is made of the batches of a slice, for a job that reads it.
+
+    A VerificationError of make says that the bytes of a batch are no commands.
+    """
+    at = slice_.start
+    for good in read_what_is_good(folder, slice_, wanted=wanted):
+        content = good if isinstance(good, Damage) else _made_or_damage(good, make)
+        yield Part(good.end - at, content)
+        at = good.end
+    if at < slice_.end:
+        yield Part(slice_.end - at, None)
+
+
+def _made_or_damage(
+    batch: Batch, make: Callable[[Batch], Made | None]
+) -> Made | Damage | None:
+    try:
+        return make(batch)
+    except VerificationError as error:
+        return Damage(batch.replid, batch.start, batch.end, str(error))
 
 
 def search(
