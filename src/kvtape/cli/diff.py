@@ -22,8 +22,6 @@ from kvtape.restore.job import Job, open_job
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToLatest, format_time
 
-_FROM = "From which moment (one of these)"
-_TO = "To which moment (one of these)"
 _WHICH = "Which keys (all, by default)"
 _OUTPUT = "How they are shown"
 
@@ -31,30 +29,13 @@ _OUTPUT = "How they are shown"
 def diff(
     repo: options.Repo,
     source: options.Source = None,
-    from_offset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[REPLID:]N",
-            rich_help_panel=_FROM,
-            help="After every command that ends at or before N, as INFO replication "
-            "shows master_repl_offset.",
-            show_default=False,
-        ),
-    ] = None,
-    from_time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            rich_help_panel=_FROM,
-            help="After everything received by then: 2026-05-01T03:00:00Z, now-15m.",
-            show_default=False,
-        ),
-    ] = None,
+    from_offset: ranges.AtOffset = None,
+    from_time: ranges.AtTime = None,
     to_offset: Annotated[
         str | None,
         typer.Option(
             metavar="[REPLID:]N",
-            rich_help_panel=_TO,
+            rich_help_panel=ranges.MOMENT,
             help="As --from-offset.",
             show_default=False,
         ),
@@ -63,19 +44,12 @@ def diff(
         str | None,
         typer.Option(
             metavar="TIME",
-            rich_help_panel=_TO,
+            rich_help_panel=ranges.MOMENT,
             help="As --from-time.",
             show_default=False,
         ),
     ] = None,
-    to_latest: Annotated[
-        bool,
-        typer.Option(
-            "--to-latest",
-            rich_help_panel=_TO,
-            help="The last recorded moment; the default.",
-        ),
-    ] = False,
+    to_latest: ranges.AtLatest = False,
     key: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,15 +98,7 @@ def diff(
             show_default=False,
         ),
     ] = None,
-    scratch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PROGRAM",
-            help="The server to load the recording with; by default the nearest to the "
-            "recorded one on PATH, or the embedded one (extra: embedded).",
-            show_default=False,
-        ),
-    ] = None,
+    scratch: options.Scratch = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Accept what is only likely to go wrong."),

@@ -207,6 +207,16 @@ Processes = Annotated[
     ),
 ]
 
+Scratch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROGRAM",
+        help="The server to load the recording with; by default the nearest to the "
+        "recorded one on PATH, or the embedded one (extra: embedded).",
+        show_default=False,
+    ),
+]
+
 OnError = Literal["stop", "continue"]
 
 PasswordFile = Annotated[

@@ -1,4 +1,9 @@
-"""The options that say from where to where, for the verbs that read the stream."""
+"""The options that say from where to where, and those that say which moment.
+
+The first are of the verbs that read the stream, the others of those that load a state;
+a moment is given by --to-offset to a restore, by --from-offset to a diff, each by the
+name of its parameter.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +65,38 @@ UpToLatest = Annotated[
         "--to-latest",
         rich_help_panel=PANEL,
         help="Up to the last recorded byte; the default.",
+    ),
+]
+
+MOMENT = "Which moment (one of these)"
+
+AtOffset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[REPLID:]N",
+        rich_help_panel=MOMENT,
+        help="After every command that ends at or before N, as INFO replication "
+        "shows master_repl_offset.",
+        show_default=False,
+    ),
+]
+
+AtTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        rich_help_panel=MOMENT,
+        help="After everything received by then: 2026-05-01T03:00:00Z, now-15m.",
+        show_default=False,
+    ),
+]
+
+AtLatest = Annotated[
+    bool,
+    typer.Option(
+        "--to-latest",
+        rich_help_panel=MOMENT,
+        help="The last recorded moment; the default.",
     ),
 ]
 

@@ -44,7 +44,6 @@ _log = logging.getLogger(__name__)
 
 Layout = Literal["auto", "multi-part", "single"]
 
-_POINT = "Which moment (one of these)"
 _WHERE = "Where to (one of these)"
 _CHANGES = "What is to be other than it was"
 
@@ -52,33 +51,9 @@ _CHANGES = "What is to be other than it was"
 def restore(
     repo: options.Repo,
     source: options.Source = None,
-    to_offset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[REPLID:]N",
-            rich_help_panel=_POINT,
-            help="After every command that ends at or before N, as INFO replication "
-            "shows master_repl_offset.",
-            show_default=False,
-        ),
-    ] = None,
-    to_time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            rich_help_panel=_POINT,
-            help="After everything received by then: 2026-05-01T03:00:00Z, now-15m.",
-            show_default=False,
-        ),
-    ] = None,
-    to_latest: Annotated[
-        bool,
-        typer.Option(
-            "--to-latest",
-            rich_help_panel=_POINT,
-            help="The last recorded moment; the default.",
-        ),
-    ] = False,
+    to_offset: ranges.AtOffset = None,
+    to_time: ranges.AtTime = None,
+    to_latest: ranges.AtLatest = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -145,16 +120,7 @@ def restore(
             show_default=False,
         ),
     ] = None,
-    scratch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PROGRAM",
-            rich_help_panel=rescuing.PANEL,
-            help="The server to load the recording with; by default the nearest to the "
-            "recorded one on PATH, or the embedded one (extra: embedded).",
-            show_default=False,
-        ),
-    ] = None,
+    scratch: options.Scratch = None,
     ttl: Annotated[
         Mode,
         typer.Option(
