@@ -23,7 +23,6 @@ from kvtape.tape import command_table
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.query import Query, may_be_listed
 
-_FILTERS = "Which commands (those of which all of it is true)"
 _OUTPUT = "How they are shown"
 
 
@@ -48,46 +47,22 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=_FILTERS,
+            rich_help_panel=options.FILTERS,
             help="Those that name such a key, by the pattern of KEYS: 'user:42:*'. "
             "FLUSHALL and the like name none (kvtape history KEY has them). Several "
             "times: any of them.",
             show_default=False,
         ),
     ] = None,
-    command: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_FILTERS,
-            help="Those of this name, such as DEL. Several times: any of them.",
-            show_default=False,
-        ),
-    ] = None,
-    db: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            rich_help_panel=_FILTERS,
-            help="Those in this database. Several times: any of them.",
-            show_default=False,
-        ),
-    ] = None,
-    publish: Annotated[
-        bool,
-        typer.Option(
-            "--publish",
-            rich_help_panel=_FILTERS,
-            help="PUBLISH and SPUBLISH, too, which write nothing.",
-        ),
-    ] = False,
+    command: options.Command = None,
+    db: options.Db = None,
+    publish: options.Publish = False,
     last: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_FILTERS,
+            rich_help_panel=options.FILTERS,
             help="The last N of them only; read from the end.",
             show_default=False,
         ),
@@ -97,7 +72,7 @@ def audit(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_FILTERS,
+            rich_help_panel=options.FILTERS,
             help="The first N of them only; of counts, the N largest.",
             show_default=False,
         ),

@@ -207,6 +207,38 @@ Processes = Annotated[
     ),
 ]
 
+FILTERS = "Which commands (those of which all of it is true)"
+
+Command = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=FILTERS,
+        help="Commands of this name, such as DEL. Several times: any of them.",
+        show_default=False,
+    ),
+]
+
+Db = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        rich_help_panel=FILTERS,
+        help="What is in this database. Several times: any of them.",
+        show_default=False,
+    ),
+]
+
+Publish = Annotated[
+    bool,
+    typer.Option(
+        "--publish",
+        rich_help_panel=FILTERS,
+        help="PUBLISH and SPUBLISH, too, which write nothing.",
+    ),
+]
+
 Scratch = Annotated[
     str | None,
     typer.Option(

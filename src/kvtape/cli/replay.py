@@ -29,7 +29,6 @@ from kvtape.tape.point import format_time
 _log = logging.getLogger(__name__)
 
 _HOW = "How fast, and how often"
-_FILTERS = "Which commands (those of which all of it is true)"
 _NAMES = "Under which names"
 
 
@@ -98,39 +97,15 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=_FILTERS,
+            rich_help_panel=options.FILTERS,
             help="What is done to such keys, by the pattern of KEYS. Several times: "
             "any of them.",
             show_default=False,
         ),
     ] = None,
-    command: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_FILTERS,
-            help="Commands of this name, such as INCR. Several times: any of them.",
-            show_default=False,
-        ),
-    ] = None,
-    db: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            rich_help_panel=_FILTERS,
-            help="What is in this database. Several times: any of them.",
-            show_default=False,
-        ),
-    ] = None,
-    publish: Annotated[
-        bool,
-        typer.Option(
-            "--publish",
-            rich_help_panel=_FILTERS,
-            help="PUBLISH and SPUBLISH, too.",
-        ),
-    ] = False,
+    command: options.Command = None,
+    db: options.Db = None,
+    publish: options.Publish = False,
     rename_prefix: Annotated[
         list[str] | None,
         typer.Option(
