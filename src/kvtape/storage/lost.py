@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from kvtape.errors import PointError, VerificationError
-from kvtape.storage.reader import find_boundary, read_stream
+from kvtape.storage.reader import differ_at, find_boundary, read_stream
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Catalogue, Slice, clip
 from kvtape.tape.orphans import Orphan, orphans
@@ -51,15 +51,7 @@ def _first_difference(folder: SourceFolder, orphan: Orphan) -> int:
     ours, others = (
         _bytes(folder, slices, at) for slices in (orphan.slices, orphan.story)
     )
-    left = right = b""
-    while (left := left or next(ours, b"")) and (right := right or next(others, b"")):
-        length = min(len(left), len(right))
-        if left[:length] != right[:length]:
-            pairs = zip(left, right, strict=False)
-            return at + next(n for n, (a, b) in enumerate(pairs) if a != b)
-        left, right = left[length:], right[length:]
-        at += length
-    return at
+    return differ_at(ours, others, at)
 
 
 def _bytes(folder: SourceFolder, slices: Iterable[Slice], at: int) -> Iterator[bytes]:

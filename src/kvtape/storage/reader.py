@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import zstandard
 
@@ -105,6 +106,29 @@ def read_stream(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Piece
                 data = stream_of(folder, slice_.segment, frame)
                 data = data[start - facts.start : end - facts.start]
                 yield Piece(start, end, data, facts)
+
+
+def differ_at(
+    ours: Iterator[bytes], others: Iterator[bytes], start: int, end: float = inf
+) -> int:
+    """Return where the bytes of two, from start on, differ first, or one of them ends.
+
+    What lies behind end is not asked for.
+    """
+    at = start
+    left = right = b""
+    while (
+        at < end
+        and (left := left or next(ours, b""))
+        and (right := right or next(others, b""))
+    ):
+        length = min(len(left), len(right))
+        if left[:length] != right[:length]:
+            pairs = zip(left, right, strict=False)
+            return at + next(n for n, (a, b) in enumerate(pairs) if a != b)
+        left, right = left[length:], right[length:]
+        at += length
+    return at
 
 
 def read_facts(folder: SourceFolder, slices: Iterable[Slice]) -> Iterator[Facts]:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvtape.errors import IdentityError, VerificationError
-from kvtape.storage.reader import read_stream
+from kvtape.storage.reader import differ_at, read_stream
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.catalogue import Slice
 from kvtape.tape.names import SegmentName, parse, segment_folders
@@ -111,16 +111,8 @@ def first_difference(
     at = max(one[1].start, other[1].start)
     end = min(one[1].end, other[1].end)
     pieces, others = _pieces(*one, at, end), _pieces(*other, at, end)
-    left = right = b""
-    while at < end:
-        left, right = left or next(pieces), right or next(others)
-        length = min(len(left), len(right))
-        if left[:length] != right[:length]:
-            pairs = zip(left, right, strict=False)
-            return at + next(n for n, (a, b) in enumerate(pairs) if a != b)
-        left, right = left[length:], right[length:]
-        at += length
-    return None
+    differs = differ_at(pieces, others, at, end)
+    return differs if differs < end else None
 
 
 def _pieces(
