@@ -20,7 +20,7 @@ The payload of RESTORE is a value as in an RDB, with the version and a checksum 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
@@ -37,6 +37,7 @@ from kvtape.tape.rdb.values import (
     Walker,
     next_int64,
     next_length,
+    next_of,
     pass_strings,
 )
 from kvtape.tape.ttls import InexactError, Ttls
@@ -300,7 +301,7 @@ def _listpack_after_minimum(
     edits.held_from = kind
     start = source.offset
     yield from next_int64(source)
-    content = yield from _whole_string(source)
+    content = yield from next_of(source, read_string)
     try:
         triples = listpack.read_entries(content)
         times = [listpack.integer_of(entry) for entry in triples[2::3]]
@@ -319,16 +320,6 @@ def _listpack_after_minimum(
         edits.replace(start, source.offset, least + length_of(len(packed)) + packed)
     edits.held_from = None
     return None
-
-
-def _whole_string(source: Input) -> Generator[None, None, bytes]:
-    while True:
-        try:
-            content, source.position = read_string(source.data, source.position)
-        except IndexError:
-            yield
-        else:
-            return content
 
 
 def _of_candidate(_source: Input, _edits: _Edits, _ttls: Ttls, _kind: int) -> Walk:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 from kvtape.tape.rdb.input import Input
 from kvtape.tape.rdb.strings import (
@@ -30,8 +30,10 @@ from kvtape.tape.rdb.strings import (
     string_end,
 )
 
+Read = TypeVar("Read")
+
 Walk = Generator[None, None, int | None]
-Count = Generator[None, None, int]
+Next: TypeAlias = Generator[None, None, Read]
 
 # Given data and the position of a thing, the position just past it.
 EndOf = Callable[[bytes, int], int]
@@ -51,26 +53,27 @@ def walk(source: Input, walker: Walker) -> Walk:
     return field_expire_ms
 
 
-def next_length(source: Input) -> Count:
+def next_of(
+    source: Input, read: Callable[[bytes, int], tuple[Read, int]]
+) -> Next[Read]:
+    """Pass a thing that is read whole, such as a length, and return it."""
+    while True:
+        try:
+            found, source.position = read(source.data, source.position)
+        except IndexError:
+            yield
+        else:
+            return found
+
+
+def next_length(source: Input) -> Next[int]:
     """Pass a length, and return it."""
-    while True:
-        try:
-            number, source.position = read_length(source.data, source.position)
-        except IndexError:
-            yield
-        else:
-            return number
+    return next_of(source, read_length)
 
 
-def next_int64(source: Input) -> Count:
+def next_int64(source: Input) -> Next[int]:
     """Pass an integer of 8 bytes, and return it."""
-    while True:
-        try:
-            number, source.position = read_int64(source.data, source.position)
-        except IndexError:
-            yield
-        else:
-            return number
+    return next_of(source, read_int64)
 
 
 def pass_strings(source: Input, count: int, tail: int = 0) -> Walk:
