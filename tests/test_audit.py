@@ -263,7 +263,9 @@ def test_messages_and_what_is_not_known_are_marked(tmp_path: Path) -> None:
 
 def test_offsets_are_those_to_restore_to(tmp_path: Path) -> None:
     tape = shop(tmp_path)
-    for row in rows(audit(tmp_path, "--json")):
+    found = rows(audit(tmp_path, "--json"))
+    assert {row["transaction"] is None for row in found} == {True, False}
+    for row in found:
         start, end = row["start_offset"], row["end_offset"]
         assert tape.end > end > start
         one = audit(tmp_path, "--json", "--from-offset", start, "--to-offset", end)
@@ -435,6 +437,7 @@ def test_nothing_is_written_to_a_terminal_but_text(tmp_path: Path) -> None:
         outcome = audit(tmp_path, *form)
         assert outcome.status == 0
         text = outcome.out.replace("\n", "")
+        assert text
         assert all(character.isprintable() for character in text), text
 
 

@@ -137,6 +137,7 @@ def six() -> Iterator[dict[str, Server]]:
 def test_a_server_takes_the_payloads_that_the_table_says_from_every_other(
     six: dict[str, Server], start_server: StartServer
 ) -> None:
+    answers: list[bool] = []
     for target_name in SERVERS:
         target = start_server(target_name)
         with PlainClient(target.client()) as plain_client:
@@ -155,11 +156,13 @@ def test_a_server_takes_the_payloads_that_the_table_says_from_every_other(
                     pair = (source_name, target_name, payload.type, reply)
                     magic = "VALKEY" if payload.version >= 80 else "REDIS"
                     assert (reply == b"OK") == loads(identity, needed, magic), pair
+                    answers.append(reply == b"OK")
                     if reply == b"OK":
                         there = plain_client.ask("DUMP", name)
                         assert isinstance(there, bytes)
                         copy = form(read_payload(there), is_lean=is_lean)
                         assert copy == form(payload, is_lean=is_lean), pair
+    assert min(answers.count(True), answers.count(False)) > 100
 
 
 CHANGES: list[tuple[Sequence[Argument], Sequence[Argument]]] = [
