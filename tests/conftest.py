@@ -1,4 +1,4 @@
-"""Fixtures for real servers, and the proof at the end that they were really used.
+"""Fixtures, and the proof at the end that real servers were really used.
 
 On a developer's machine a server that is missing skips its tests. In CI (the
 environment variable CI is set) it fails them, and the whole run fails unless all six
@@ -9,6 +9,7 @@ must never mean that nothing real was tested.
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 from servers import SERVERS, STARTED, Server, StartServer, binary
 
 if TYPE_CHECKING:
+    from faulty_disk import FaultyDisk
+    from kvtape.storage.spool import Spool
     from object_store import BadWay, Bucket
 
 IN_CI = bool(os.environ.get("CI"))
@@ -83,6 +86,35 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr("tempfile.tempdir", name)
         yield folder
         assert left_in(folder) == []
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Return a list of programs, for those that are killed when the test ends."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """Return an open spool."""
+    from spools import opened
+
+    spool = opened(tmp_path / "spool")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
+    """Return the disk that holds tmp_path/disk."""
+    from faulty_disk import FaultyDisk
+
+    (tmp_path / "disk").mkdir()
+    return FaultyDisk(tmp_path / "disk", monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -356,13 +356,6 @@ async def test_stopped_at_once_it_records_nothing_and_is_content(
 # When the disk of the spool fails.
 
 
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    """Return the disk of the spools in tmp_path/disk."""
-    (tmp_path / "disk").mkdir()
-    return FaultyDisk(tmp_path / "disk", monkeypatch)
-
-
 def said_by(agent: Agent) -> str:
     """Return what an agent says of its disk."""
     if agent.is_ready and agent.uploader.error is not None:

@@ -194,15 +194,6 @@ def test_a_server_that_may_not_be_asked(
 # What happens to a recorder that is stopped, which is a process of its own.
 
 
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 def log_of_a_stop(
     server: Server,
     folder: Path,

@@ -44,6 +44,7 @@ from kvtape.tape.segment import (
     Parser,
 )
 from small_disk import small_disk
+from spools import opened
 from tapes import command, stream_of
 
 REPLID = "a" * 40
@@ -56,26 +57,6 @@ SET = command("SET", "key", "value")
 PING = command("PING")
 GETACK = command("REPLCONF", "GETACK", "*")
 SELECT = command("SELECT", 3)
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    """Return an open spool."""
-    with closing(opened(tmp_path / "spool")) as spool:
-        yield spool
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    """Return the disk that holds tmp_path/disk."""
-    (tmp_path / "disk").mkdir()
-    return FaultyDisk(tmp_path / "disk", monkeypatch)
-
-
-def opened(folder: Path) -> Spool:
-    spool = Spool(folder)
-    spool.open("repository", "source")
-    return spool
 
 
 def new_recorder(

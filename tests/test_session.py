@@ -724,10 +724,8 @@ async def test_when_the_disk_is_far_behind_it_stops_reading_and_keeps_the_link(
     ids=["broken once", "full for a while"],
 )
 async def test_after_any_operation_that_fails_all_of_three_histories_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, *, lasting: bool
+    disk: FaultyDisk, error: int, *, lasting: bool
 ) -> None:
-    (tmp_path / "disk").mkdir()
-    disk = FaultyDisk(tmp_path / "disk", monkeypatch)
     whole = Recording(disk.folder / "whole")
     disk.operations.clear()
     await record_three_histories(disk, whole)

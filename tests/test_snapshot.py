@@ -7,7 +7,6 @@ import hashlib
 import os
 import random
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from kvtape.replication.tracker import NO_DB
 from kvtape.storage.spool import Spool
 from kvtape.tape.documents import Manifest, Server
 from recording import rdb
+from spools import opened
 from tapes import decompressed
 
 REPLID = "a" * 40
@@ -39,26 +39,6 @@ def large(length: int) -> bytes:
     """Return an RDB file with a long value, and without a checksum."""
     value = b"\x80" + length.to_bytes(4, "big") + random.Random(1).randbytes(length)
     return rdb()[:9] + b"\xfe\x00\x00\x03key" + value + b"\xff" + bytes(8)
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    """Return an open spool."""
-    with closing(opened(tmp_path / "spool")) as spool:
-        yield spool
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    """Return the disk that holds tmp_path/disk."""
-    (tmp_path / "disk").mkdir()
-    return FaultyDisk(tmp_path / "disk", monkeypatch)
-
-
-def opened(folder: Path) -> Spool:
-    spool = Spool(folder)
-    spool.open("repository", "source")
-    return spool
 
 
 def received_file(spool: Spool) -> Path:

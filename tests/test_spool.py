@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kvtape.replication.tracker import Summary
 from kvtape.storage.spool import Spool
 from kvtape.tape.names import GapName, HistoryName, SegmentName, SnapshotName
 from kvtape.tape.segment import NEED_DATA, Ending, Header, Mark, Parser
+from spools import opened
 from tapes import command, stream_of
 
 REPLID = "0123456789" * 4
@@ -38,30 +39,9 @@ ENDS = [START + sum(map(len, PIECES[: n + 1])) for n in range(len(PIECES))]
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    """Return an open spool."""
-    spool = opened(tmp_path / "spool")
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    """Return the disk that holds tmp_path/disk."""
-    (tmp_path / "disk").mkdir()
-    return FaultyDisk(tmp_path / "disk", monkeypatch)
-
-
-@pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sync nothing, where a test does so a thousand times and does not ask for it."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-def opened(folder: Path) -> Spool:
-    spool = Spool(folder)
-    spool.open("repository", "source")
-    return spool
 
 
 def append(spool: Spool, data: bytes, *, is_whole: bool = True) -> None:

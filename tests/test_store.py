@@ -48,13 +48,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return MAKERS[request.param](tmp_path)
 
 
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    """Return the disk that holds tmp_path/disk."""
-    (tmp_path / "disk").mkdir()
-    return FaultyDisk(tmp_path / "disk", monkeypatch)
-
-
 @contextmanager
 def without_rights() -> Iterator[None]:
     """Be a user that permissions count for; the superuser passes them all."""
