@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -29,6 +29,8 @@ STREAM: Final = command("SELECT", 0) + b"".join(
     command("SET", f"key{number}", "x" * number) for number in range(20)
 )
 
+Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
+
 
 def teller() -> Teller:
     """Return who tells the story."""
@@ -36,14 +38,20 @@ def teller() -> Teller:
 
 
 @asynccontextmanager
-async def told(teller: Teller) -> AsyncIterator[int]:
-    """Serve what a teller has, on links that stay; yields the port."""
+async def served(handler: Handler) -> AsyncIterator[int]:
+    """Serve with a handler; yields the port."""
     async with trio.open_nursery() as nursery:
-        handler = partial(teller.serve, stays=True)
         serve = partial(trio.serve_tcp, handler, 0, host="127.0.0.1")
         [listener] = await nursery.start(serve)
         yield listener.socket.getsockname()[1]
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def told(teller: Teller) -> AsyncIterator[int]:
+    """Serve what a teller has, on links that stay; yields the port."""
+    async with served(partial(teller.serve, stays=True)) as port:
+        yield port
 
 
 def options_for(

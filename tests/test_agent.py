@@ -6,10 +6,7 @@ What it records from is kvtape's own primary, or what is no server at all.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from kvtape.tape.documents import Server, Source
 from primaries import Teller
 from recording import rdb
 from tapes import command, documents_of, stream_of
+from telling import Handler, served, told, until
 
 REPLID = "a" * 40
 START = 5000
@@ -43,25 +41,6 @@ RDB = rdb((0, "key", "value", None))
 STREAM = command("SELECT", 0) + b"".join(
     command("SET", f"key{number}", "x" * number) for number in range(60)
 )
-
-Handler = Callable[[trio.SocketStream], Awaitable[None]]
-
-
-@asynccontextmanager
-async def served(handler: Handler) -> AsyncIterator[int]:
-    """Serve with a handler on a free port."""
-    async with trio.open_nursery() as nursery:
-        serve = partial(trio.serve_tcp, handler, 0, host="127.0.0.1")
-        [listener] = await nursery.start(serve)
-        yield listener.socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def told(teller: Teller) -> AsyncIterator[int]:
-    """Serve what a teller has, on links that stay."""
-    async with served(partial(teller.serve, stays=True)) as port:
-        yield port
 
 
 def options_for(port: int, folder: Path, **changes: Any) -> RecordOptions:  # noqa: ANN401
@@ -82,13 +61,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for little before trying again."""
     monkeypatch.setattr(backoff_module, "_FIRST", 0.002)
     monkeypatch.setattr(backoff_module, "_LONGEST", 0.02)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that nothing tells of."""
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.001)
 
 
 async def error_of(options: RecordOptions) -> Error:

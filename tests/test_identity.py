@@ -16,7 +16,8 @@ from primaries import Teller
 from replicas import wait_until
 from servers import Server, StartServer
 from tapes import command, documents_of, stream_of
-from test_agent import RDB, REPLID, START, STREAM, error_of, options_for, told, until
+from telling import told, until
+from test_agent import RDB, REPLID, START, STREAM, error_of, options_for
 
 OTHER = "b" * 40
 HEIR = {
