@@ -8,8 +8,10 @@ from typing import Any
 
 import redis
 
-from kvtape.tape.rdb import NEED_DATA, Event, Key, RdbReader
+from kvtape.tape.rdb import NEED_DATA, Event, Key, RdbError, RdbReader
 from servers import Server
+
+Outcome = tuple[list[Event], RdbReader, str | None]
 
 MAGIC_AND_VERSION = {
     "redis-6.2": (b"REDIS", 9),
@@ -186,6 +188,20 @@ def read(pieces: Iterable[bytes], *, values: bool = True) -> list[Event]:
         events += drain(reader)
     reader.close()
     return events
+
+
+def outcome(pieces: Iterable[bytes], *, values: bool = True) -> Outcome:
+    """Return the events, what read them, and the error if one comes; see RdbError."""
+    reader = RdbReader(values=values)
+    events: list[Event] = []
+    try:
+        for piece in pieces:
+            reader.receive_data(piece)
+            events += drain(reader)
+        reader.close()
+    except RdbError as error:
+        return events, reader, f"{type(error).__name__} {error.offset} {error}"
+    return events, reader, None
 
 
 def drain(reader: RdbReader) -> Iterator[Event]:

@@ -33,6 +33,7 @@ from kvtape.tape.rdb import (
     type_name,
 )
 from kvtape.tape.rdb.values import walkers
+from rdb_files import drain, outcome
 
 CRC = anycrc.Model("CRC64-REDIS")
 
@@ -71,23 +72,10 @@ def rdb(*parts: bytes, start: bytes = REDIS) -> bytes:
 Outcome = tuple[list[Event], str | None]
 
 
-def drain(reader: RdbReader) -> Iterable[Event]:
-    while (event := reader.next_event()) is not NEED_DATA:
-        yield event
-
-
 def read(pieces: Iterable[bytes], *, values: bool = True) -> Outcome:
     """Return the events, and the error if one comes."""
-    reader = RdbReader(values=values)
-    events: list[Event] = []
-    try:
-        for piece in pieces:
-            reader.receive_data(piece)
-            events += drain(reader)
-        reader.close()
-    except RdbError as error:
-        return events, f"{type(error).__name__} {error.offset} {error}"
-    return events, None
+    events, _, error = outcome(pieces, values=values)
+    return events, error
 
 
 def parts_of(data: bytes, *, start: bytes = REDIS) -> list[Event]:

@@ -8,28 +8,12 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from kvtape.tape.rdb import End, Event, RdbError, RdbReader
-from rdb_files import drain, fill_compact, in_pieces, read, saved
+from kvtape.tape.rdb import End
+from rdb_files import fill_compact, in_pieces, outcome, read, saved
 from servers import StartServer
-
-Outcome = tuple[list[Event], RdbReader, str | None]
 
 # Bytes that mean the most: opcodes, the first bytes of long lengths, LZF.
 TELLING = bytes([*range(242, 256), 0x80, 0x81, 0xC3, 0x7F, 0, 7, 15])
-
-
-def outcome(pieces: Iterable[bytes], *, values: bool = True) -> Outcome:
-    """Read what may be damaged; whatever is raised but RdbError fails the test."""
-    reader = RdbReader(values=values)
-    events: list[Event] = []
-    try:
-        for piece in pieces:
-            reader.receive_data(piece)
-            events += drain(reader)
-        reader.close()
-    except RdbError as error:
-        return events, reader, f"{type(error).__name__} {error.offset} {error}"
-    return events, reader, None
 
 
 def flip_a_bit(data: bytearray, dice: random.Random) -> None:
