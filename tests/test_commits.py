@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
-
 import pytest
+from msgspec import structs
 
 from kvtape.record.histories.commits import Commits
 from kvtape.record.spooling.position import Position
@@ -22,25 +19,9 @@ BEFORE = Position(A, END, END, 0, time_at(END))
 HEIR = {"master_replid": B, "master_replid2": A, "second_repl_offset": "401"}
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    """Return an open spool."""
-    spool = Spool(tmp_path / "spool")
-    spool.open("repository", "source")
-    with closing(spool):
-        yield spool
-
-
 def snapshot(offset: int, replid: str = B, run_id: str | None = None) -> Manifest:
     document = manifest(SnapshotName(replid, offset, time_at(9000)))
-    return Manifest(
-        **{
-            name: getattr(document, name)
-            for name in Manifest.__struct_fields__
-            if name != "server"
-        },
-        server=Server(run_id=run_id),
-    )
+    return structs.replace(document, server=Server(run_id=run_id))
 
 
 def gap_of(

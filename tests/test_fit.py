@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from msgspec import structs
 
 import servers
 from kvtape.errors import DestinationError, Error, ServerError
@@ -19,10 +20,12 @@ from kvtape.restore.survey import databases_needed, estimate, survey
 from kvtape.server.info import ServerInfo
 from kvtape.tape.documents import Manifest
 from kvtape.tape.documents import Server as Identity
+from kvtape.tape.names import SnapshotName
 from kvtape.tape.point import ToOffset
 from plain_client import PlainClient
 from recording import IDENTITIES, THEN, Tape, rdb
 from servers import StartServer
+from stored import A, manifest
 from tapes import command
 
 VERSIONS: Final = [
@@ -40,17 +43,10 @@ def manifest_of(
     server: Identity | None = None,
     used_memory: int | None = None,
 ) -> Manifest:
-    return Manifest(
-        replid="r" * 40,
-        offset=0,
-        time=0,
-        completed=0,
-        bytes=0,
-        stored_bytes=0,
-        sha256="",
+    return structs.replace(
+        manifest(SnapshotName(A, 0, 0)),
         rdb_magic=magic.decode(),
         rdb_version=version,
-        db=None,
         used_memory=used_memory,
         server=server or Identity(),
     )

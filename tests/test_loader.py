@@ -12,8 +12,10 @@ from kvtape.restore.loader import Loader, choose_loader, loaders_at_hand
 from kvtape.server.scratch import embedded_program
 from kvtape.tape.documents import Manifest
 from kvtape.tape.documents import Server as Identity
+from kvtape.tape.names import SnapshotName
 from recording import IDENTITIES
 from servers import SERVERS, binary
+from stored import A, manifest
 
 VERSIONS = {
     "redis-6.2": ("REDIS", 9),
@@ -27,18 +29,10 @@ VERSIONS = {
 
 def manifest_of(name: str) -> Manifest:
     magic, version = VERSIONS[name]
-    return Manifest(
-        replid="0" * 40,
-        offset=1,
-        time=1,
-        completed=1,
-        bytes=1,
-        stored_bytes=1,
-        sha256="",
+    return msgspec.structs.replace(
+        manifest(SnapshotName(A, 0, 0)),
         rdb_magic=magic,
         rdb_version=version,
-        db=0,
-        used_memory=None,
         server=IDENTITIES[name],
     )
 
