@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from batches import Byte
 from kvtape.errors import PointError, VerificationError
 from kvtape.replication.tracker import NO_DB
 from kvtape.storage.commands import Damage, read_what_is_good
@@ -33,14 +34,6 @@ from recording import THEN, Tape
 from tapes import command
 
 START = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Byte:
-    """When a byte was received, and what it was written after."""
-
-    time: int
-    after: int
 
 
 @dataclass(frozen=True, slots=True)
