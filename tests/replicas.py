@@ -31,7 +31,12 @@ def attach(replica: Server, primary: Server) -> None:
         wait_until(lambda: plain.info("replication")["master_link_status"] == "up")
 
 
+def replication_of(server: Server, password: str | None = None) -> dict[str, str]:
+    """Return what INFO says of a server's replication."""
+    with PlainClient(server.client(password=password)) as plain:
+        return plain.info("replication")
+
+
 def offset_of(server: Server) -> int:
     """Return how far a server's stream has come."""
-    with PlainClient(server.client()) as plain:
-        return int(plain.info("replication")["master_repl_offset"])
+    return int(replication_of(server)["master_repl_offset"])

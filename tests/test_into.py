@@ -21,7 +21,7 @@ from kvtape.tape.point import ToOffset
 from oracle import compare, fingerprint
 from plain_client import PlainClient
 from recording import THEN, Recorded, Tape, rdb, recorded, tape_of
-from replicas import attach
+from replicas import attach, replication_of
 from servers import Server, StartServer
 
 PASSWORD = "correct-horse"
@@ -52,11 +52,6 @@ def restore(
     return run(lambda: restore_into(job, chosen))
 
 
-def replication(target: Server, password: str | None = None) -> dict[str, str]:
-    with PlainClient(target.client(password=password)) as plain:
-        return plain.info("replication")
-
-
 # What becomes of the target.
 
 
@@ -74,7 +69,7 @@ def test_the_target_is_what_the_primary_was(
     assert (client.pttl("counter"), client.pttl("pending")) == (-1, -1)
     # It is its own primary from that offset on, and deletes at once what has expired
     # since. (Of 6.2, absolute expiries are longer than the relative ones.)
-    info = replication(target, PASSWORD)
+    info = replication_of(target, PASSWORD)
     assert info["role"] == "master"
     longer = max(0, survey(job, "link").bytes_out - moment.offset)
     assert bool(longer) == (recording.name == "redis-6.2")
@@ -104,7 +99,7 @@ def test_keys_are_what_they_were_also_after_their_time(
     assert target.client().mget(names) == [b"11", b"11", None]
     assert [target.client().pttl(name) for name in names[:2]] == [-1, -1]
     # Something was changed, and still it stood at the recorded offset.
-    assert int(replication(target)["second_repl_offset"]) == tape.end + 1
+    assert int(replication_of(target)["second_repl_offset"]) == tape.end + 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +122,7 @@ def test_where_nothing_is_changed_replicas_of_the_primary_can_go_on(
     tape = tape_of(tmp_path, server_name, [("SET", "key", 1), *more])
     target = start_server(server_name)
     restore(tape.job(), target)
-    info = replication(target)
+    info = replication_of(target)
     assert (info["master_replid2"] == tape.replid) == is_same
     assert int(info["second_repl_offset"]) == tape.end + 1
 
@@ -177,7 +172,7 @@ def test_what_it_holds_is_replaced_if_that_is_forced(
     attach(target, other)
     with pytest.raises(ServerError, match="is a replica of another server"):
         restore(job, target)
-    assert replication(target)["master_port"] == str(other.port)
+    assert replication_of(target)["master_port"] == str(other.port)
     restore(job, target, force=True)
     assert target.client().get("key") == b"value"
 
@@ -195,7 +190,7 @@ def must_refuse(job: Job, target: Server, why: str, *, force: bool = True) -> No
     with pytest.raises(ServerError, match=why):
         run(lambda: restore_into(job, chosen))
     assert client.get("old") == b"1"
-    assert replication(target)["role"] == "master"
+    assert replication_of(target)["role"] == "master"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +309,7 @@ def test_damage_is_found_before_the_target_is_touched(
     with pytest.raises(VerificationError, match=f"{path} is damaged"):
         restore(tape.job(), target, force=True)
     assert target.client().get("old") == b"1"
-    assert replication(target)["role"] == "master"
+    assert replication_of(target)["role"] == "master"
 
 
 class Serving(NoWatch):
@@ -368,7 +363,7 @@ def test_a_target_that_loses_the_link_gets_everything_again(
     watch = Serving(lambda: cut_link(target))
     restore(replace(tape.job(), watch=watch), target)
     assert target.client().strlen("key:39") == 100_000
-    assert int(replication(target)["second_repl_offset"]) == tape.end + 1
+    assert int(replication_of(target)["second_repl_offset"]) == tape.end + 1
 
 
 def test_a_target_that_loses_the_link_again_and_again_is_given_up(
@@ -379,7 +374,7 @@ def test_a_target_that_loses_the_link_again_and_again_is_given_up(
     job = replace(large_tape(tmp_path / "repo").job(), watch=watch)
     with pytest.raises(ServerError, match=r"broke off .* is left a read-only replica"):
         restore(job, target)
-    assert replication(target)["role"] == "slave"
+    assert replication_of(target)["role"] == "slave"
 
 
 def test_a_stranger_on_the_port_does_not_disturb(
@@ -388,7 +383,7 @@ def test_a_stranger_on_the_port_does_not_disturb(
     target = start_server("redis-7.0")
 
     def intrude() -> None:
-        port = int(replication(target)["master_port"])
+        port = int(replication_of(target)["master_port"])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
 
@@ -425,7 +420,7 @@ def test_a_target_that_cannot_connect_back_keeps_what_it_has(
     with pytest.raises(ServerError, match=r"did not connect to 192\.0\.2\.1.*--announ"):
         run(lambda: restore_into(job, chosen))
     assert target.client().get("old") == b"1"
-    assert replication(target)["role"] == "master"
+    assert replication_of(target)["role"] == "master"
 
 
 def free_port() -> int:

@@ -21,7 +21,7 @@ from kvtape.tape.point import ToOffset
 from oracle import compare, fingerprint
 from plain_client import PlainClient
 from recording import THEN, Recorded, Tape, rdb, recorded, tape_of
-from replicas import wait_until
+from replicas import replication_of, wait_until
 from servers import Server, StartServer
 
 PASSWORD = "correct-horse"
@@ -100,11 +100,6 @@ def follow(target: Server, told: Serving, password: str | None = None) -> None:
         plain.ask("REPLICAOF", "127.0.0.1", told.port)
 
 
-def replication(target: Server, password: str | None = None) -> dict[str, str]:
-    with PlainClient(target.client(password=password)) as plain:
-        return plain.info("replication")
-
-
 def test_who_says_replicaof_is_what_the_primary_was(
     recording: Recorded, start_server: StartServer
 ) -> None:
@@ -128,7 +123,7 @@ def test_who_says_replicaof_is_what_the_primary_was(
         with PlainClient(other.client()) as plain:
             plain.ask("REPLICAOF", "NO", "ONE")
     # It stays what it is when the serving ends.
-    assert replication(other)["role"] == "master"
+    assert replication_of(other)["role"] == "master"
     assert other.client().pttl("counter") == -1
 
 
@@ -146,7 +141,7 @@ def test_it_stays_at_the_chosen_offset_under_the_recorded_id(
     with serving(tape.job()) as told:
         follow(target, told)
         wait_until(lambda: told.has_served(target))
-        info = replication(target)
+        info = replication_of(target)
         assert info["master_replid"] == tape.replid
         assert info["master_link_status"] == "up"
         assert int(info["master_repl_offset"]) == tape.end
@@ -162,7 +157,7 @@ def must_keep(
         follow(target, told)
         wait_until(lambda: why in caplog.text)
         assert target.client().get("old") == b"1"
-        assert replication(target)["master_link_status"] == "down"
+        assert replication_of(target)["master_link_status"] == "down"
         assert told.complete == []
 
 

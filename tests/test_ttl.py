@@ -26,9 +26,9 @@ from plain_client import PlainClient, as_bytes
 from rdb_files import HAVE_FIELD_EXPIRIES
 from recording import IDENTITIES, THEN, Tape, rdb, taping
 from recording import recorded as recorded_busy
-from replicas import wait_until
+from replicas import replication_of, wait_until
 from servers import Server, StartServer
-from test_serve import follow, replication, serving
+from test_serve import follow, serving
 from verbs import kvtape
 
 pytestmark = pytest.mark.slow
@@ -435,7 +435,7 @@ def test_replicas_of_the_recorded_server_cannot_go_on_from_other_data(
     with serving(job_of(tape, ttl)) as told:
         follow(target, told)
         wait_until(lambda: told.has_served(target))
-        info = replication(target)
+        info = replication_of(target)
     is_same = ttl == "keep" or not has_expiry
     assert (info["master_replid"] == tape.replid) == is_same
     assert int(info["master_repl_offset"]) == tape.end
@@ -458,7 +458,7 @@ def test_what_cannot_be_exact_leaves_no_folder_and_no_target_touched(
         assert not list(tmp_path.glob("restored*"))
         with pytest.raises(PointError, match="cannot be exact"):
             run(lambda: restore_into(job, IntoOptions(url)))  # noqa: B023
-        assert replication(target)["role"] == "master"
+        assert replication_of(target)["role"] == "master"
         restore_data_dir(job, tmp_path / f"forced-{ttl}", "single", force=True)
 
 
