@@ -20,7 +20,6 @@ from typing import Self
 _PATIENCE = 60.0
 
 _PIECE = 16 * 1024
-_POLL = 0.02
 
 
 class Switch:
@@ -34,7 +33,8 @@ class Switch:
         self.port: int = self._listener.getsockname()[1]
         self.before: Callable[[bytes], None] = lambda data: None
         self._target = target
-        self._is_stopped = False
+        self._may_pass = threading.Event()
+        self._may_pass.set()
         self._bytes_per_second: int | None = None
         self._lock = threading.Lock()
         self._links: list[socket.socket] = []
@@ -55,7 +55,7 @@ class Switch:
 
     def stop(self) -> None:
         """Pass nothing on, and cut nothing, until heal()."""
-        self._is_stopped = True
+        self._may_pass.clear()
 
     def slow_down(self, bytes_per_second: int) -> None:
         """Pass on no more than this over each link each way, until heal()."""
@@ -63,8 +63,8 @@ class Switch:
 
     def heal(self) -> None:
         """Pass everything on at once."""
-        self._is_stopped = False
         self._bytes_per_second = None
+        self._may_pass.set()
 
     def close(self) -> None:
         """Cut all links and go away."""
@@ -113,8 +113,7 @@ class Switch:
     def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(_PIECE):
-                while self._is_stopped:
-                    time.sleep(_POLL)
+                self._may_pass.wait()
                 self.before(data)
                 sink.sendall(data)
                 if self._bytes_per_second:

@@ -336,7 +336,7 @@ def said_by(agent: Agent) -> str:
 
 
 async def record_on(disk: FaultyDisk, folder: Path, name: str) -> list[str]:
-    """Record on a disk that fails, and heals when the agent has said so twice."""
+    """Record on a disk that fails, and heals when the agent has said so."""
     teller = Teller(REPLID, START, STREAM, RDB, has_mark=True)
     troubles: list[str] = []
     async with told(teller) as port, trio.open_nursery() as nursery:
@@ -347,6 +347,7 @@ async def record_on(disk: FaultyDisk, folder: Path, name: str) -> list[str]:
         async def heal() -> None:
             await until(lambda: bool(said_by(agent)))
             troubles.append(said_by(agent))
+            # What lasts is tried again meanwhile, and fails again.
             await trio.sleep(0.01)
             disk.heal()
 

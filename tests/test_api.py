@@ -26,7 +26,7 @@ async def record(server: Server, folder: Path, words: list[tuple[str, ...]]) -> 
             folder / "spool",
         )
     )
-    with server.client() as client:
+    with server.client() as client, trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             while agent.session is None or not agent.session.is_online:  # noqa: ASYNC110

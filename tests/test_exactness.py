@@ -159,7 +159,7 @@ def test_a_relative_expiry_that_was_recorded_ends_when_it_would_have(
             ]
         )
         offset, state = stable_fingerprint(server.client())
-        time.sleep(1)
+        agent.catch_up(offset)
         agent.stop()
         recording = Recording(setting, agent.repository, state, [], offset, 0, [])
     with into_folders(recording) as restore:

@@ -31,6 +31,7 @@ from recording import SOURCE, Taping, recording
 from replicas import attach, offset_of, wait_until
 from servers import Server, StartServer, quiet
 from tapes import stream_of
+from watching import wait_until_spooled
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +179,7 @@ def test_what_was_written_while_we_were_away_is_late_and_what_comes_then_is_not(
         first = write_in_time(taping, writer)
         replid = taping.replid
     before = len(writer.times)
+    # Away for longer than what must_be_true() forgives.
     time.sleep(1)
     writer.write(30_000)
     away = len(writer.times)
@@ -242,6 +244,8 @@ def test_what_was_written_while_this_program_was_stopped_is_late(
     with PlainClient(server.client()) as plain:
         wait_until(lambda: "slave0" in plain.info("replication"))
         replid = plain.info("replication")["master_replid"]
+        # It takes a second to be abreast; what is written then is in time, and what
+        # is written in a pause is late, of which there must be enough of both.
         with writer.busy():
             time.sleep(3)
             for _ in range(4):
@@ -251,7 +255,8 @@ def test_what_was_written_while_this_program_was_stopped_is_late(
                 stops.append((stopped, now()))
                 agent.send_signal(signal.SIGCONT)
                 time.sleep(2.5)
-    time.sleep(1)
+        end = int(plain.info("replication")["master_repl_offset"])
+    wait_until_spooled(tmp_path / "spool", end)
     agent.terminate()
     assert agent.wait(30) == 0
     found = recorded(tmp_path, replid)
@@ -329,6 +334,7 @@ def test_what_waited_because_the_disk_was_behind_is_late(
         writer.write(8000)
         wait_until(lambda: taping.agent.recorder.is_full)
         written = len(writer.times)
+        # For longer than what must_be_true() forgives.
         time.sleep(1)
         may_write.set()
         taping.catch_up()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import shlex
-import time
 from dataclasses import replace
 from typing import Final
 
@@ -59,9 +58,12 @@ def work_on(server: Server, seed: int) -> Workload:
 def step_until_keys_expire(work: Workload, client: redis.Redis) -> None:
     """Write while expiries pass, since each changes what the next write meets."""
     goal = int(info(client, "stats", "expired_keys")) + 20
-    while int(info(client, "stats", "expired_keys")) < goal:
+
+    def have_expired() -> bool:
         work.step(60)
-        time.sleep(0.005)
+        return int(info(client, "stats", "expired_keys")) >= goal
+
+    wait_until(have_expired)
 
 
 def judge_copy(primary: Server, replica: Server) -> Verdict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from rdb_files import (
     read,
     saved,
 )
+from replicas import wait_until
 from servers import Server, StartServer
 
 CRC = anycrc.Model("CRC64-REDIS")
@@ -365,10 +365,7 @@ def test_an_aof_that_starts_as_an_rdb_is_told_from_its_commands(
     client = server.client()
     fill_small(client, server_name)
     ask(client, "BGREWRITEAOF")
-    deadline = time.monotonic() + 30
-    while client.info("persistence")["aof_rewrite_in_progress"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
     keys = client.dbsize()
     ask(client, "SET", "after", "1")
     reader = RdbReader()

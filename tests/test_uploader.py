@@ -503,7 +503,8 @@ async def test_finishing_with_nothing_queued_returns_at_once(
     uploader = new_uploader(spool, store)
     await uploader.upload_all()
     uploader.finish()
-    await uploader.run()
+    with trio.fail_after(20):
+        await uploader.run()
 
 
 async def test_a_store_that_does_not_answer_does_not_keep_it_from_being_cancelled(

@@ -37,6 +37,7 @@ from oracle import (
 )
 from plain_client import PlainClient, as_bytes
 from servers import Server
+from watching import wait_until_spooled
 from workload import Workload
 
 Mode: TypeAlias = Literal["diskless", "disk"]
@@ -168,6 +169,15 @@ class Agent:
         assert self._process.wait(AGENT_PATIENCE) == 0, self.log
         self._process = None
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and nobody ended it since."""
+        return self._process is not None
+
+    def catch_up(self, offset: int) -> None:
+        """Wait until it has synced what was written up to an offset."""
+        wait_until_spooled(self.folder / "s", offset)
+
     def must_run(self) -> None:
         """Raise AssertionError, with its log, if it has ended."""
         assert self._process is not None
@@ -283,9 +293,9 @@ class _Session:
         """Do something to the agent, and write on until it listens again."""
         is_relative = self.setting.server_name == "redis-6.2"
         before = set(self._expiries()) if is_relative else set()
-        if is_relative:
+        if is_relative and self.agent.is_started:
             # What a killed agent has not synced it receives again, and dates anew.
-            time.sleep(QUIET)
+            self.agent.catch_up(self._offset())
         begun, gone = time.monotonic(), self._links()
         yield
         while not self._is_listening(gone):
@@ -328,13 +338,15 @@ class _Session:
 
         Whatever expires soon has to be gone for that, and PINGs come in between.
         """
-        while True:
+        deadline = time.monotonic() + AGENT_PATIENCE
+        while time.monotonic() < deadline:
             offset = self._offset()
             time.sleep(QUIET / 2)
             moment = int(time.time() * 1000)
             time.sleep(QUIET / 2)
             if self._offset() == offset:
                 return moment, offset
+        raise AssertionError(f"something was written all of {AGENT_PATIENCE:.0f} s")
 
     def _offset(self) -> int:
         return int(self.plain.info("replication")["master_repl_offset"])
@@ -345,7 +357,7 @@ class _Session:
         self.plain.ask("FLUSHALL")
         # With nothing left to expire, and no PING, the offset stands still.
         end = self._offset()
-        time.sleep(QUIET)
+        self.agent.catch_up(end)
         self.agent.stop()
         assert self._offset() == end
         return end

@@ -13,6 +13,8 @@ from kvtape.record.spooling.recorder import Limits
 from kvtape.server.url import ServerUrl
 from kvtape.watch.fleet import WatchedFleet
 from kvtape.watch.status import Status
+from kvtape.watch.status_socket import ask_statuses
+from replicas import wait_until
 from servers import Server
 
 
@@ -46,6 +48,15 @@ async def until(
     while not condition(status := watched_fleet.statuses()[0]):  # noqa: ASYNC110
         await trio.sleep(0.002)
     return status
+
+
+def wait_until_spooled(spool: Path, offset: int) -> None:
+    """Wait for the agent of a spool, a program, to sync what was written up to here."""
+
+    def has_synced() -> bool:
+        return any((one.spooled_offset or 0) >= offset for one in ask_statuses(spool))
+
+    wait_until(has_synced)
 
 
 def is_stored(status: Status) -> bool:
