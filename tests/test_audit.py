@@ -469,7 +469,7 @@ def test_whoever_has_seen_enough_ends_it_in_silence(tmp_path: Path) -> None:
         ("--key [a", 2, "'[a' is no pattern of keys: a bracket is not closed"),
         ("--command DELL", 2, "did you mean DEL"),
         ("--command GET", 2, "no server streams a command 'GET'"),
-        ("--command ping", 2, "an audit leaves PING out: it writes nothing"),
+        ("--command ping", 2, "PING is left out: it writes nothing"),
         ("--depth 2", 2, "--depth goes with --count-by prefix"),
         ("--count-by key --depth 1", 2, "--depth goes with --count-by prefix"),
         ("--db -1", 2, "--db"),

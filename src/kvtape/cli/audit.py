@@ -7,21 +7,19 @@ PUBLISH.
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import typer
 
 from kvtape.audit.count import By
 from kvtape.audit.opened import open_audit
-from kvtape.cli import options, ranges
+from kvtape.cli import options, picking, ranges
 from kvtape.cli.listing import Format, Listing, Missing
 from kvtape.cli.orphaned import list_orphaned
 from kvtape.errors import UsageError
 from kvtape.storage.repository import open_repository
-from kvtape.tape import command_table
 from kvtape.tape.glob import parse_glob
-from kvtape.tape.query import Query, may_be_listed
+from kvtape.tape.query import Query
 
 _OUTPUT = "How they are shown"
 
@@ -47,22 +45,22 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=options.FILTERS,
+            rich_help_panel=picking.FILTERS,
             help="Those that name such a key, by the pattern of KEYS: 'user:42:*'. "
             "FLUSHALL and the like name none (kvtape history KEY has them). Several "
             "times: any of them.",
             show_default=False,
         ),
     ] = None,
-    command: options.Command = None,
-    db: options.Db = None,
-    publish: options.Publish = False,
+    command: picking.Command = None,
+    db: picking.Db = None,
+    publish: picking.Publish = False,
     last: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=options.FILTERS,
+            rich_help_panel=picking.FILTERS,
             help="The last N of them only; read from the end.",
             show_default=False,
         ),
@@ -72,7 +70,7 @@ def audit(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=options.FILTERS,
+            rich_help_panel=picking.FILTERS,
             help="The first N of them only; of counts, the N largest.",
             show_default=False,
         ),
@@ -124,7 +122,7 @@ def audit(
     form: Format = "json" if json else "csv" if csv else "text"
     query = Query(
         tuple(parse_glob(options.bytes_of(glob)) for glob in key or ()),
-        frozenset(map(command_name, command or ())),
+        frozenset(map(picking.command_name, command or ())),
         frozenset(db or ()),
         publish,
     )
@@ -162,20 +160,3 @@ def audit(
     else:
         listing.show()
     listing.end()
-
-
-def command_name(name: str) -> bytes:
-    """Return a name to look for; UsageError for what cannot be in any stream."""
-    upper = name.upper()
-    known = {known.partition(" ")[0] for known in command_table.names()}
-    if upper in known and not may_be_listed(upper.encode()):
-        raise UsageError(f"an audit leaves {upper} out: it writes nothing")
-    # Modules give theirs a prefix and a dot, and there is no list of them.
-    if upper in known or "." in upper:
-        return options.bytes_of(upper)
-    near = difflib.get_close_matches(upper, sorted(known), n=3)
-    like = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(
-        f"no server streams a command {name!r} to its replicas: it writes nothing, or "
-        f"there is none (give its first word only){like}"
-    )

@@ -46,6 +46,17 @@ def parse_size(text: str, option: str) -> int:
     return int(match[1]) * _BYTES[(match[2] or "B").lower()]
 
 
+def parse_rename(text: str) -> tuple[bytes, bytes]:
+    """Read OLD=NEW of --rename-prefix."""
+    old, separator, new = bytes_of(text).partition(b"=")
+    if not separator or old == new:
+        raise UsageError(
+            f"--rename-prefix {text!r} names no two prefixes: give OLD=NEW, such as "
+            "user:=rescued:user:"
+        )
+    return old, new
+
+
 def read_password(
     file: Path | None, variable: str = "KVTAPE_PASSWORD", source: str | None = None
 ) -> str | None:
@@ -204,38 +215,6 @@ Processes = Annotated[
         help="How many processes read; by default one for each core, if there is "
         "enough to read.",
         show_default=False,
-    ),
-]
-
-FILTERS = "Which commands (those of which all of it is true)"
-
-Command = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=FILTERS,
-        help="Commands of this name, such as DEL. Several times: any of them.",
-        show_default=False,
-    ),
-]
-
-Db = Annotated[
-    list[int] | None,
-    typer.Option(
-        metavar="N",
-        min=0,
-        rich_help_panel=FILTERS,
-        help="What is in this database. Several times: any of them.",
-        show_default=False,
-    ),
-]
-
-Publish = Annotated[
-    bool,
-    typer.Option(
-        "--publish",
-        rich_help_panel=FILTERS,
-        help="PUBLISH and SPUBLISH, too, which write nothing.",
     ),
 ]
 

@@ -11,10 +11,8 @@ import trio
 import typer
 
 from kvtape import amounts
-from kvtape.cli import options, output, ranges
-from kvtape.cli.audit import command_name
+from kvtape.cli import options, output, picking, ranges
 from kvtape.cli.logs import set_up_logging
-from kvtape.cli.rescue import parse_rename
 from kvtape.cli.runner import run_unless_signal
 from kvtape.cli.shown_replay import Showing
 from kvtape.errors import UsageError
@@ -97,15 +95,15 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=options.FILTERS,
+            rich_help_panel=picking.FILTERS,
             help="What is done to such keys, by the pattern of KEYS. Several times: "
             "any of them.",
             show_default=False,
         ),
     ] = None,
-    command: options.Command = None,
-    db: options.Db = None,
-    publish: options.Publish = False,
+    command: picking.Command = None,
+    db: picking.Db = None,
+    publish: picking.Publish = False,
     rename_prefix: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,10 +174,10 @@ def replay(
         ranges.end(to_offset, to_time, latest=to_latest),
         Selection(
             tuple(parse_glob(options.bytes_of(glob)) for glob in key or ()),
-            frozenset(map(command_name, command or ())),
+            frozenset(map(picking.command_name, command or ())),
             frozenset(db or ()),
             publish,
-            tuple(map(parse_rename, rename_prefix or ())),
+            tuple(map(options.parse_rename, rename_prefix or ())),
             tuple(map(_databases, map_db or ())),
         ),
         _speed(speed, follow=follow),

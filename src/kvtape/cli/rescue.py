@@ -9,26 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from kvtape.cli import options, output, rows
+from kvtape.cli import output, rows
 from kvtape.cli.runner import run_unless_signal
-from kvtape.errors import Error, UsageError
+from kvtape.errors import Error
 from kvtape.restore.compare import Kind
 from kvtape.restore.job import Job
 from kvtape.restore.rescue import KINDS, Found, Place, Rescue, RescueOptions
 from kvtape.tape.point import format_time
 
 PANEL = "Rescue: some keys, into a server that goes on serving (--into)"
-
-
-def parse_rename(text: str) -> tuple[bytes, bytes]:
-    """Read OLD=NEW of --rename-prefix."""
-    old, separator, new = options.bytes_of(text).partition(b"=")
-    if not separator or old == new:
-        raise UsageError(
-            f"--rename-prefix {text!r} names no two prefixes: give OLD=NEW, such as "
-            "user:=rescued:user:"
-        )
-    return old, new
 
 
 def rescue(job: Job, chosen: RescueOptions, *, dry_run: bool, json: bool) -> None:

@@ -200,7 +200,7 @@ def restore(
     """
     tls = options.tls(tls_ca, tls_cert, tls_key, tls_server_name, any_name=tls_any_name)
     place = _place(data_dir, serve_at, into, tls, announce, password_file, force=force)
-    rename = None if rename_prefix is None else rescuing.parse_rename(rename_prefix)
+    rename = None if rename_prefix is None else options.parse_rename(rename_prefix)
     if key:
         place = _rescue(place, key, db, rename, scratch, replace=replace)
     elif replace or rename or scratch is not None or db is not None:
