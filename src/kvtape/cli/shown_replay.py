@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import trio
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from kvtape import amounts
 from kvtape.cli.output import BarWatch
 from kvtape.replay.progress import Progress
 from kvtape.tape.point import format_time
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class Showing:
             while True:
                 await trio.sleep(interval)
                 _log.info("%s", self._line())
+        from rich.live import Live
+        from rich.text import Text
+
         self._bars.end()
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
             while True:
