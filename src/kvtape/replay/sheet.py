@@ -90,7 +90,7 @@ class Sheet:
 
         VerificationError if it is none of commands.
         """
-        _ = self._turns, self._ends
+        _ = self._turns, self.ends
 
     @cached_property
     def commands(self) -> list[Words]:
@@ -98,7 +98,8 @@ class Sheet:
         return self.batch.parsed()
 
     @cached_property
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
+        """The offsets that the commands end at."""
         return packed_ends(self.commands, self.batch.start)
 
     @cached_property
@@ -150,11 +151,7 @@ class Sheet:
 
     def start_of(self, number: int) -> int:
         """Return the offset that a command begins at."""
-        return self._ends[number - 1] if number else self.batch.start
-
-    def end_of(self, number: int) -> int:
-        """Return the offset that a command ends at."""
-        return self._ends[number]
+        return self.ends[number - 1] if number else self.batch.start
 
     def time_of(self, number: int) -> int:
         """Return when a command, or the transaction it begins, was received whole."""
@@ -181,10 +178,10 @@ class Sheet:
         """
         least = first + 1
         last = min(first + MOST_COMMANDS, len(self))
-        if self._ends[last - 1] - self.start_of(first) > MOST_BYTES:
-            last = bisect_right(self._ends, self.start_of(first) + MOST_BYTES)
+        if self.ends[last - 1] - self.start_of(first) > MOST_BYTES:
+            last = bisect_right(self.ends, self.start_of(first) + MOST_BYTES)
         if until is not None:
-            last = min(last, bisect_right(self._ends, self.receipts.end_by(until)))
+            last = min(last, bisect_right(self.ends, self.receipts.end_by(until)))
         return self._whole(max(least, last))
 
     def parcel(
@@ -216,7 +213,7 @@ class Sheet:
     def edited(self, number: int, moment: Moment) -> Edited | None:
         """Return what is sent instead of a command; UntoldError if nobody can tell."""
         begin, words = self.start_of(number), self.commands[number]
-        time = self.receipts.of(self._ends[number])
+        time = self.receipts.of(self.ends[number])
         db = self._db_at(number)
         try:
             return self._selection.edit(words, db, time, moment(time), begin)
@@ -231,7 +228,7 @@ class Sheet:
 
     def received_by(self, last: int) -> int:
         """Return when the commands before last had been received."""
-        return self.receipts.of(self._ends[last - 1])
+        return self.receipts.of(self.ends[last - 1])
 
     def bytes_of(self, start: int, end: int) -> bytes:
         """Return stream bytes by their offsets."""
@@ -262,24 +259,26 @@ class _Editing:
         self, numbers: Iterable[int], moment: Moment, without: Collection[int]
     ) -> None:
         """Put in place what the commands of these numbers, which rise, become."""
-        sheet, commands = self._sheet, self._sheet.commands
-        has_all = sheet.has_all and not without
+        sheet, commands, ends = self._sheet, self._sheet.commands, self._sheet.ends
+        is_simple = sheet.has_all and not without
         until = shift = 0
         for number in numbers:
             words = commands[number]
             if words[0] in LEFT_OUT:
                 self._replace(number, ())
                 continue
-            if has_all and self._is_known:
+            if is_simple and self._is_known:
                 # What most of a busy stream's expiries are; all else takes ten times
                 # as long.
-                end = sheet.end_of(number)
+                end = ends[number]
                 if end > until:
                     time, until = sheet.receipts.run(end)
                     shift = moment(time) - time
                 digits = moved_in_place(words, shift)
                 if digits is not None:
-                    self._put(end - _NEWLINE - len(digits), digits)
+                    at = end - _NEWLINE - len(digits)
+                    self._out += (sheet.bytes_of(self._at, at), digits)
+                    self._at = end - _NEWLINE
                     continue
             self._edit(number, moment, is_left_out=number in without)
 
@@ -312,11 +311,6 @@ class _Editing:
         self._db = db
         self._highest = max(self._highest, db)
 
-    def _put(self, offset: int, new: bytes) -> None:
-        """Put other bytes in the place of as many."""
-        self._out += (self._sheet.bytes_of(self._at, offset), new)
-        self._at = offset + len(new)
-
     def _replace(self, number: int, edited: Iterable[Sequence[bytes | int]]) -> None:
         self._copy(number)
         for words in edited:
@@ -325,7 +319,7 @@ class _Editing:
             self._out.append(pack(*words))
             self._numbers.append(number)
         self._done = number + 1
-        self._at = self._sheet.end_of(number)
+        self._at = self._sheet.ends[number]
 
     def _copy(self, stop: int) -> None:
         """Pass on what is left before stop as it is."""
