@@ -21,10 +21,9 @@ from kvtape.errors import (
     PointError,
     ServerError,
 )
-from kvtape.replay.into import ReplayResult, replay_into
+from kvtape.replay.into import replay_into
 from kvtape.replay.line import TargetError
 from kvtape.replay.memory import KEY, Position
-from kvtape.replay.options import ReplayOptions
 from kvtape.replay.progress import Progress
 from kvtape.replay.selection import Selection
 from kvtape.server.url import ServerUrl
@@ -42,6 +41,7 @@ from recording import (
     recording,
     tape_of,
 )
+from replays import options, play, replay_until
 from replicas import wait_until
 from servers import Server, StartServer
 
@@ -60,16 +60,6 @@ def recording_of(
     """Return the recording of each of the six servers."""
     folder = tmp_path_factory.getbasetemp() / f"recorded-{server_name}"
     return recorded(server_name, folder)
-
-
-def options(repository: Path, target: Server, **changes: object) -> ReplayOptions:
-    url = ServerUrl("127.0.0.1", target.port)
-    chosen = ReplayOptions(str(repository), url, speed=None, poll=0.05)
-    return replace(chosen, **changes)  # type: ignore[arg-type]
-
-
-def play(repository: Path, target: Server, **changes: object) -> ReplayResult:
-    return run(lambda: replay_into(options(repository, target, **changes)))
 
 
 def moved(state: Fingerprint) -> Fingerprint:
@@ -315,17 +305,6 @@ def counted(target: Server) -> dict[str, int]:
         for (db, name), key in state.keys.items()
         if isinstance(key.value, bytes)
     }
-
-
-async def replay_until(chosen: ReplayOptions, rest: float) -> bool:
-    """Replay until some time has passed; return whether the end was reached."""
-    try:
-        with trio.move_on_after(rest) as scope:
-            await replay_into(chosen)
-    except DestinationError:
-        # It was interrupted after its last word, which removes the memory.
-        return True
-    return not scope.cancelled_caught
 
 
 def test_interrupted_anywhere_it_goes_on_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -9,11 +10,8 @@ import pytest
 import trio
 
 from kvtape.cli.runner import run
-from kvtape.replay.into import replay_into
 from kvtape.replay.line import Line, TargetError, open_line
 from kvtape.replay.memory import KEY, Position, decode
-from kvtape.replay.options import ReplayOptions
-from kvtape.replay.progress import Progress
 from kvtape.replay.selection import Selection
 from kvtape.replay.sheet import MOST_COMMANDS, Parcel, Sheet
 from kvtape.server.client import open_client
@@ -22,6 +20,7 @@ from kvtape.storage.commands import commands_of, read_batches
 from kvtape.tape.span import choose_span
 from plain_client import PlainClient
 from recording import Tape, tape_of
+from replays import options, play, replay_until
 from replicas import wait_until
 from servers import Server, StartServer
 
@@ -57,13 +56,6 @@ def numbers_up_to(tape: Tape, offset: int) -> list[int]:
     ]
 
 
-def play(tape: Tape, url: ServerUrl, *, stops: bool) -> Progress:
-    progress = Progress()
-    chosen = ReplayOptions(str(tape.repository), url, speed=None, stops_on_error=stops)
-    run(lambda: replay_into(chosen, progress))
-    return progress
-
-
 def url_of(server: Server) -> ServerUrl:
     return ServerUrl("127.0.0.1", server.port)
 
@@ -86,17 +78,32 @@ def test_nothing_overtakes_what_is_refused(
 ) -> None:
     tape = taped(tmp_path, server_name, {**WRONG, **UNKNOWN})
     target = start_server(server_name)
-    url = url_of(target)
-    if is_limited:
-        url = limited(target, "eval")
-    progress = play(tape, url, stops=False)
-    assert progress.errors == {
+    url = limited(target, "eval") if is_limited else url_of(target)
+    result = play(tape.repository, target, url=url, stops_on_error=False)
+    assert result.errors == {
         "ERR unknown command": len(UNKNOWN),
         "WRONGTYPE": len(WRONG),
     }
     left = [n for n in range(COUNT) if n not in UNKNOWN and n not in WRONG]
     assert target.client().get("log") == log_of(left)
     assert target.client().keys() == [b"log"]
+
+
+def test_interrupted_with_many_on_their_way_it_goes_on_there(
+    server_name: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    tape = taped(tmp_path, server_name, {**WRONG, **UNKNOWN})
+    target = start_server(server_name)
+    chosen = options(tape.repository, target, stops_on_error=False)
+    choices = random.Random(server_name)
+    for _ in range(60):
+        rest = choices.uniform(0.005, 0.08)
+        if run(lambda rest=rest: replay_until(chosen, rest)):  # type: ignore[misc]
+            break
+    else:
+        run(lambda: replay_until(chosen, 60.0))
+    left = [n for n in range(COUNT) if n not in UNKNOWN and n not in WRONG]
+    assert target.client().get("log") == log_of(left)
 
 
 @pytest.mark.parametrize("bad", [("MODULE.DO", "log"), ("LPUSH", "log", "1")])
@@ -107,7 +114,7 @@ def test_where_it_ends_at_an_error_the_target_is_as_far_as_is_said(
     tape = taped(tmp_path, server_name, {number: bad})
     target = start_server(server_name)
     with pytest.raises(TargetError, match=f"answered to {bad[0]}") as raised:
-        play(tape, url_of(target), stops=True)
+        play(tape.repository, target)
     remembered = target.client().get(KEY)
     assert isinstance(remembered, bytes)
     reached = decode(remembered).offset
@@ -116,8 +123,8 @@ def test_where_it_ends_at_an_error_the_target_is_as_far_as_is_said(
     assert log == log_of(numbers_up_to(tape, reached))
     if bad[0] == "MODULE.DO":
         assert len(log) < number * 6
-    progress = play(tape, url_of(target), stops=False)
-    assert progress.started == reached
+    result = play(tape.repository, target, stops_on_error=False)
+    assert result.start_offset == reached
     left = [n for n in range(COUNT) if n != number]
     assert target.client().get("log") == log_of(left)
 
@@ -217,5 +224,5 @@ def test_a_target_without_transactions_is_refused(
     tape = tape_of(tmp_path, server_name, [("INCR", "n")])
     target = start_server(server_name)
     with pytest.raises(TargetError, match=r"allow \+multi and \+exec"):
-        play(tape, limited(target, missing), stops=True)
+        play(tape.repository, target, url=limited(target, missing))
     assert target.client().keys() == []
