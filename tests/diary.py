@@ -30,6 +30,7 @@ from deeds import (
     Touch,
     now,
 )
+from meanwhile import meanwhile
 from plain_client import Argument, PlainClient, as_list
 from replicas import wait_until
 from servers import Server
@@ -251,21 +252,15 @@ def _plain(word: Argument | Between) -> bytes | Between:
 @contextmanager
 def noise(server: Server) -> Iterator[None]:
     """Write elsewhere all the time, so that the stream never stands still."""
-    ends = threading.Event()
 
-    def write() -> None:
+    def write(is_over: threading.Event) -> None:
         with PlainClient(server.client()) as plain:
             plain.ask("SELECT", NOISE_DB)
-            while not ends.wait(_NOISE_INTERVAL):
+            while not is_over.wait(_NOISE_INTERVAL):
                 plain.ask("INCR", "noise")
 
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(write):
         yield
-    finally:
-        ends.set()
-        thread.join()
 
 
 def merge(diary: Diary, rows: Sequence[Row], since: int = 0) -> list[Written]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from meanwhile import meanwhile
 from plain_client import PlainClient
 from recording import Tape, taping
 from replicas import wait_until
@@ -47,9 +48,8 @@ def listener(answer: Callable[[socket.socket], object]) -> Iterator[int]:
     """Listen, and treat each connection so; yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
-        is_over = threading.Event()
 
-        def serve() -> None:
+        def serve(is_over: threading.Event) -> None:
             while not is_over.is_set():
                 try:
                     connection, _ = server.accept()
@@ -59,13 +59,8 @@ def listener(answer: Callable[[socket.socket], object]) -> Iterator[int]:
                     connection.settimeout(10)
                     answer(connection)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
+        with meanwhile(serve):
             yield server.getsockname()[1]
-        finally:
-            is_over.set()
-            thread.join()
 
 
 def as_http(connection: socket.socket) -> None:

@@ -26,6 +26,7 @@ from kvtape.record.linking import abreast as abreast_module
 from kvtape.server.url import ServerUrl
 from kvtape.storage.spool import Spool
 from kvtape.tape.segment import NEED_DATA, Facts, Frame, Header, Parser
+from meanwhile import meanwhile
 from plain_client import PlainClient
 from recording import SOURCE, Taping, recording
 from replicas import attach, offset_of, wait_until
@@ -73,19 +74,13 @@ class Writer:
     @contextmanager
     def busy(self, pause: float = 0.002) -> Iterator[None]:
         """Write all the time."""
-        is_over = threading.Event()
 
-        def run() -> None:
+        def run(is_over: threading.Event) -> None:
             while not is_over.wait(pause):
                 self.write()
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with meanwhile(run):
             yield
-        finally:
-            is_over.set()
-            thread.join()
 
 
 @dataclass

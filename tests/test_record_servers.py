@@ -28,6 +28,7 @@ from kvtape.server import client as client_module
 from kvtape.server.url import ServerUrl
 from kvtape.storage.repository import SourceFolder
 from kvtape.tape.segment import Header, Parser
+from meanwhile import meanwhile
 from plain_client import PlainClient
 from recording import SOURCE, Taping, options_for, recording
 from replicas import attach, offset_of, wait_until
@@ -436,23 +437,17 @@ DEATHS = {
 @contextmanager
 def steady_writes(server: Server) -> Iterator[None]:
     """Write to the server all the time."""
-    has_enough = threading.Event()
 
-    def write() -> None:
+    def write(is_over: threading.Event) -> None:
         with PlainClient(server.client()) as plain:
             number = 0
-            while not has_enough.wait(0.002):
+            while not is_over.wait(0.002):
                 number += 1
                 plain.exchange([("MULTI",), ("INCR", "a"), ("INCR", "b"), ("EXEC",)])
                 plain.ask("SET", f"key{number % 50}", "x" * (number % 1000))
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write):
         yield
-    finally:
-        has_enough.set()
-        thread.join()
 
 
 @pytest.mark.slow

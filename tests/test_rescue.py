@@ -23,6 +23,7 @@ from kvtape.server.url import ServerUrl
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToOffset
 from leavings import damage, is_loading
+from meanwhile import meanwhile
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
 from plain_client import Argument, PlainClient
 from recording import THEN, Moment, Tape, rdb, tape_of, taping
@@ -125,24 +126,18 @@ def _writes(name: bytes, number: int, size: int) -> Sequence[Sequence[Argument]]
 def writing(target: Server) -> Iterator[dict[str, int]]:
     """Write keys of one's own all the while, and know what was written last."""
     written: dict[str, int] = {}
-    stop = threading.Event()
     client = target.client()
 
-    def write() -> None:
+    def write(is_over: threading.Event) -> None:
         number = 0
-        while not stop.is_set():
+        while not is_over.is_set():
             number += 1
             client.set(f"own:live:{number % 50}", number)
             written[f"own:live:{number % 50}"] = number
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write):
         wait_until(lambda: len(written) > 40)
         yield written
-    finally:
-        stop.set()
-        thread.join()
 
 
 def others(state: Fingerprint) -> Fingerprint:

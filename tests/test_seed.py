@@ -33,6 +33,7 @@ from kvtape.restore.job import open_job
 from kvtape.server.info import ServerInfo
 from kvtape.server.url import ServerUrl, Tls
 from kvtape.tape.point import Point, ToLatest, ToOffset, ToTime
+from meanwhile import meanwhile
 from oracle import Fingerprint, compare, fingerprint, stable_fingerprint
 from plain_client import PlainClient, as_int
 from recording import Taping, options_for, rdb, recording
@@ -115,21 +116,15 @@ def pair(start_server: StartServer, name: str, **config: Any) -> Pair:  # noqa: 
 @contextmanager
 def counting(server: Server, db: int) -> Iterator[None]:
     """Count in one database all the time, saying SELECT but once."""
-    has_enough = threading.Event()
 
-    def count() -> None:
+    def count(is_over: threading.Event) -> None:
         with PlainClient(server.client()) as plain:
             plain.ask("SELECT", db)
-            while not has_enough.wait(0.0005):
+            while not is_over.wait(0.0005):
                 plain.exchange([("INCR", "counter")] * 5)
 
-    thread = threading.Thread(target=count)
-    thread.start()
-    try:
+    with meanwhile(count):
         yield
-    finally:
-        has_enough.set()
-        thread.join()
 
 
 def wait_for_more(server: Server) -> None:
