@@ -26,7 +26,8 @@ def left_in(folder: Path) -> list[str]:
 
 def is_loading(folder: Path) -> bool:
     """Whether a server has been started on a moment."""
-    return any("server" in each and "\0" in each for each in left_in(folder))
+    processes = (each for each in left_in(folder) if "\0" in each)
+    return any("-server" in each and "keeper" not in each for each in processes)
 
 
 def damage(file: Path) -> None:

@@ -16,7 +16,7 @@ from kvtape.restore.into import IntoOptions, restore_into
 from kvtape.restore.job import open_job
 from kvtape.server.url import ServerUrl
 from kvtape.tape.point import ToOffset
-from leavings import damage, is_loading
+from leavings import damage, is_loading, left_in
 from oracle import fingerprint
 from recording import IDENTITIES, THEN, Recorded, Tape, rdb, recorded, tape_of, taping
 from replicas import wait_until
@@ -290,8 +290,11 @@ def test_moments_of_different_snapshots_are_told(
     assert ("~ db0 a  (expiry)" in shown) == (server_name != "redis-6.2")
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_one_that_is_interrupted_leaves_nothing(
-    tmp_path: Path, temporary: Path
+    tmp_path: Path, temporary: Path, number: signal.Signals, status: int
 ) -> None:
     tape = tape_of(tmp_path / "repo", "redis-7.0")
     for _ in range(20):
@@ -302,9 +305,10 @@ def test_one_that_is_interrupted_leaves_nothing(
         env={"TMPDIR": str(temporary)},
     ) as process:
         wait_until(lambda: is_loading(temporary))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         outcome = ended(process)
-    assert (outcome.status, outcome.out) == (130, "")
+    assert (outcome.status, outcome.out) == (status, "")
+    wait_until(lambda: left_in(temporary) == [])
 
 
 def test_what_is_damaged_is_named(tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ async def test_one_that_does_not_start_says_why(tmp_path: Path) -> None:
             pass
 
 
+async def test_one_that_cannot_be_run_says_why(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("no program")
+    with pytest.raises(ServerError, match=r"cannot run .*text: Permission denied"):
+        async with private_server(text, tmp_path):
+            pass
+
+
+async def test_a_server_that_must_stop_in_order_does(tmp_path: Path) -> None:
+    async with scratch_server(embedded(), tmp_path) as url, open_client(url) as client:
+        await client.call("CONFIG", "SET", "save", "3600 1")
+        await client.call("SET", "key", "value")
+    assert (tmp_path / "dump.rdb").exists()
+
+
 async def test_a_private_one_is_reached_by_its_socket_only(
     server_name: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.server.client import Client, open_client
 from kvtape.server.contents import Contents, read_contents
 from kvtape.server.info import ask
-from kvtape.server.scratch import find_program, scratch_server
+from kvtape.server.scratch import find_program, scratch_folder, scratch_server
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import recorded_commands
 from kvtape.tape.documents import server_name
@@ -91,8 +90,8 @@ def demo(
     program = find_program(server)
     logging.getLogger("kvtape").addHandler(logging.NullHandler())
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="kvtape-demo-") as folder:
-            run(lambda: _Story(program, Path(folder)).tell())
+        with scratch_folder("kvtape-demo-") as folder:
+            run(lambda: _Story(program, folder).tell())
     else:
         keep.mkdir(parents=True, exist_ok=True)
         run(lambda: _Story(program, keep).tell())

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import trio
@@ -30,6 +28,7 @@ from kvtape.restore.fit import release_of
 from kvtape.restore.job import Job
 from kvtape.restore.loader import Loader, choose_loader, loaders_at_hand
 from kvtape.restore.state import FOLDER, CancelledWatch, State, load_state
+from kvtape.server.scratch import scratch_folder
 from kvtape.tape.glob import Glob
 from kvtape.tape.rdb import Key
 from kvtape.tape.rdb.canonical import canonical
@@ -114,9 +113,8 @@ class Comparison:
         is_lean = any(_is_before_7(loader) for loader in loaders)
         self.leeway = _RELATIVE_LEEWAY if is_lean else 0
         for table, job, loader in zip(_TABLES, jobs, loaders, strict=True):
-            with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
-                place, force = Path(folder), options.force
-                state = await load_state(job, loader, place, force=force)
+            with scratch_folder(FOLDER) as folder:
+                state = await load_state(job, loader, folder, force=options.force)
                 await trio.to_thread.run_sync(
                     partial(self._put, table, state, options, is_lean=is_lean)
                 )

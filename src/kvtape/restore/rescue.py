@@ -12,12 +12,10 @@ Nothing is ever deleted: a key that was not there at the moment stays.
 from __future__ import annotations
 
 import logging
-import tempfile
 from bisect import insort
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -31,6 +29,7 @@ from kvtape.restore.loader import Loader, choose_loader, loaders_at_hand
 from kvtape.restore.state import FOLDER, CancelledWatch, State, load_state
 from kvtape.server.client import Client, ReplyError, Word, open_client
 from kvtape.server.info import ServerInfo, ask, ask_hello, ask_setting
+from kvtape.server.scratch import scratch_folder
 from kvtape.server.url import ServerUrl, format_address
 from kvtape.tape.documents import Server, server_name
 from kvtape.tape.glob import Glob
@@ -123,9 +122,9 @@ class Rescue:
         manifest = self.job.plan.snapshot.manifest
         self.loader, self.reason = choose_loader(loaders, manifest)
         _log.info("loading the moment with %s", self.loader.choice(self.reason))
-        with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
+        with scratch_folder(FOLDER) as folder:
             force = self.options.force
-            state = await load_state(self.job, self.loader, Path(folder), force=force)
+            state = await load_state(self.job, self.loader, folder, force=force)
             async with _open_target(self.options.url) as target:
                 kinds = await self._compare(state, target)
                 if not dry_run:

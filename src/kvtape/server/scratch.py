@@ -1,4 +1,9 @@
-"""A server of our own, for as long as it is needed: started, used, stopped, gone."""
+"""A server of our own, for as long as it is needed: started, used, stopped, gone.
+
+Gone, too, are the server and its folder when this program is killed (kvtape.server.
+keeper): a server that nobody knows of would hold memory and disk until somebody finds
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,17 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
 from kvtape.errors import ServerError
 from kvtape.replication.refusal import RefusedError
+from kvtape.server import keeper
 from kvtape.server.client import Client, open_client
 from kvtape.server.url import ServerUrl
 from kvtape.tape.documents import Server
@@ -97,6 +105,27 @@ def identify(program: Path) -> Server:
     return Server("valkey" if found[1] == "Valkey" else "redis", found[2])
 
 
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Make a temporary folder; it is removed in the end, also by kill -9."""
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix) as name,
+        subprocess.Popen(
+            _keeper("folder", name),
+            stdin=subprocess.PIPE,
+            # Whoever reads what we say is not to wait for it.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        ),
+    ):
+        yield Path(name)
+
+
+def _keeper(*arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", keeper.__file__, *arguments]
+
+
 @asynccontextmanager
 async def scratch_server(
     program: Path, folder: Path, arguments: Sequence[str] = ()
@@ -142,19 +171,21 @@ async def _running(
 ) -> AsyncIterator[trio.Process]:
     log = folder / "server.log"
     with log.open("ab") as output:
+        # Not in our group: Ctrl-C on a terminal is for us.
         process = await trio.lowlevel.open_process(
-            [*command, "--dir", str(folder)],
-            stdin=subprocess.DEVNULL,
+            _keeper("server", *command, "--dir", str(folder)),
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
+            process_group=0,
         )
+    assert process.stdin is not None  # it is a pipe
     try:
         await _wait_until_up(process, url, log)
         yield process
     finally:
         with trio.CancelScope(shield=True):
-            if process.poll() is None:
-                process.kill()
+            await process.stdin.aclose()
             await process.wait()
 
 
