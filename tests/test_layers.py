@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replication": {"errors"},
     "tape": {"errors", "replication"},
     "storage": {"errors", "garbage", "replication", "tape"},
-    "server": {"errors", "replication", "tape"},
+    "server": {"errors", "progress", "replication", "tape"},
     "record": ENDS,
     "restore": ENDS,
     # It begins with a restore, if that is asked for.

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from kvtape.errors import ServerError
+from kvtape.progress import Advance, NoWatch
 from kvtape.server.client import open_client
 from kvtape.server.contents import read_contents
 from kvtape.server.info import ask_info
@@ -19,7 +20,7 @@ from kvtape.server.scratch import (
     scratch_server,
 )
 from kvtape.tape.documents import Server as Identity
-from recording import IDENTITIES
+from recording import IDENTITIES, rdb
 from servers import binary
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,41 @@ async def test_a_private_one_is_reached_by_its_socket_only(
         pid = (await ask_info(client)).number("process_id")
     assert pid is not None
     assert not await trio.Path(f"/proc/{pid}").exists()
+
+
+class Stages(NoWatch):
+    """Notes what each stage is long, and how far it came."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, list[int]] = {}
+
+    def stage(self, name: str, length: int) -> Advance:
+        """Note a stage."""
+        noted = self.noted[name] = [length]
+        return noted.append
+
+
+# 6.2 answers only after each 2 MiB that it has loaded.
+@pytest.mark.parametrize(
+    "server_name",
+    ["redis-7.0", "redis-8.0", "valkey-8.0", "valkey-8.1", "valkey-9.1"],
+    indirect=True,
+)
+async def test_it_is_shown_how_much_of_a_long_load_is_done(
+    server_name: str, tmp_path: Path
+) -> None:
+    program = binary(server_name)
+    assert program is not None
+    content = rdb(*((0, f"key:{number}", "value", None) for number in range(2000)))
+    (tmp_path / "dump.rdb").write_bytes(content)
+    slowly = ("--key-load-delay", "200")
+    often = ("--loading-process-events-interval-bytes", "1024")
+    stages = Stages()
+    async with private_server(program, tmp_path, [*slowly, *often], stages):
+        pass
+    length, *steps = stages.noted["loading"]
+    assert length == sum(steps) == len(content)
+    assert len(steps) > 2
 
 
 async def test_a_folder_that_is_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:

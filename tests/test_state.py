@@ -127,6 +127,29 @@ async def test_a_command_that_fails_is_an_error_and_leaves_nothing(
     assert list(keys(state)) == [b"key"]
 
 
+async def test_all_that_takes_long_is_shown(tmp_path: Path, folder: Path) -> None:
+    slow = tmp_path / "slow-redis-server"
+    slowly = "--key-load-delay 200 --loading-process-events-interval-bytes 1024"
+    program = loader_of("redis-7.0").program
+    slow.write_text(f'#!/bin/sh\nexec {program} "$@" {slowly}\n')
+    slow.chmod(0o755)
+    shown: dict[str, int] = {}
+
+    class Showing(NoWatch):
+        def stage(self, name: str, length: int) -> Advance:
+            """Note a stage."""
+            shown[name] = length
+            return lambda _: None
+
+    keys = ((0, f"key:{number}", "value", None) for number in range(2000))
+    tape = tape_of(tmp_path / "repo", "redis-7.0", [("SET", "key", 1)], rdb(*keys))
+    job = replace(tape.job(), watch=Showing())
+    loader = replace(loader_of("redis-7.0"), program=slow)
+    await load_state(job, loader, folder)
+    assert list(shown) == ["restoring", "loading"]
+    assert shown["loading"] >= shown["restoring"] > 0
+
+
 async def test_who_does_not_want_it_any_more_does_not_wait(
     tmp_path: Path, folder: Path
 ) -> None:

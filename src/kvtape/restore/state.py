@@ -120,7 +120,7 @@ async def load_state(
         await _restore(job, data_dir, _layout(loader), force=force)
         options = [str(data_dir / "redis.conf"), *_OPTIONS]
         async with (
-            private_server(loader.program, data_dir, options) as url,
+            private_server(loader.program, data_dir, options, job.watch) as url,
             open_client(url) as client,
         ):
             errors = grown_errors(ServerInfo({}), await ask_info(client))

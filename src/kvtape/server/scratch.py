@@ -21,9 +21,11 @@ from pathlib import Path
 import trio
 
 from kvtape.errors import ServerError
+from kvtape.progress import Advance, NoWatch, Watch
 from kvtape.replication.refusal import RefusedError
 from kvtape.server import keeper
-from kvtape.server.client import Client, open_client
+from kvtape.server.client import open_client
+from kvtape.server.info import ServerInfo, ask_info
 from kvtape.server.url import ServerUrl
 from kvtape.tape.documents import Server
 
@@ -147,11 +149,15 @@ async def scratch_server(
 
 @asynccontextmanager
 async def private_server(
-    program: Path, folder: Path, arguments: Sequence[str] = ()
+    program: Path,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> AsyncIterator[ServerUrl]:
     """Run a server in a folder, which nobody reaches who cannot enter the folder.
 
     As scratch_server(), but on no port, and killed in the end: it has nothing to keep.
+    What it loads, if that takes a while, is a stage of a watch.
     """
     url = ServerUrl("localhost", 0, socket=folder / _SOCKET)
     if len(str(url.socket).encode()) > _LONGEST_SOCKET:
@@ -161,14 +167,15 @@ async def private_server(
         )
     options = ["--port", "0", "--unixsocket", str(url.socket), "--unixsocketperm"]
     command = [str(program), *arguments, *options, "700"]
-    async with _running(command, folder, url):
+    async with _running(command, folder, url, watch):
         yield url
 
 
 @asynccontextmanager
 async def _running(
-    command: Sequence[str], folder: Path, url: ServerUrl
+    command: Sequence[str], folder: Path, url: ServerUrl, watch: Watch | None = None
 ) -> AsyncIterator[trio.Process]:
+    loading = _Loading(NoWatch() if watch is None else watch)
     log = folder / "server.log"
     with log.open("ab") as output:
         # Not in our group: Ctrl-C on a terminal is for us.
@@ -181,7 +188,7 @@ async def _running(
         )
     assert process.stdin is not None  # it is a pipe
     try:
-        await _wait_until_up(process, url, log)
+        await _wait_until_up(process, url, log, loading)
         yield process
     finally:
         with trio.CancelScope(shield=True):
@@ -189,12 +196,14 @@ async def _running(
             await process.wait()
 
 
-async def _wait_until_up(process: trio.Process, url: ServerUrl, log: Path) -> None:
+async def _wait_until_up(
+    process: trio.Process, url: ServerUrl, log: Path, loading: _Loading
+) -> None:
     with trio.move_on_after(_START_TIMEOUT) as patience:
         while process.poll() is None:
             try:
                 async with open_client(url) as client:
-                    if await _has_loaded(client):
+                    if loading.is_over(await ask_info(client, "persistence")):
                         return
                 # It loads for as long as there is to load.
                 patience.deadline = trio.current_time() + _START_TIMEOUT
@@ -212,9 +221,32 @@ async def _wait_until_up(process: trio.Process, url: ServerUrl, log: Path) -> No
     raise ServerError(f"the server did not start: {last}")
 
 
-async def _has_loaded(client: Client) -> bool:
-    reply = await client.call("INFO", "persistence")
-    return isinstance(reply, bytes) and b"\nloading:0" in reply
+class _Loading:
+    """How far a server is that loads, as it says itself."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._advance: Advance | None = None
+        self._total = 0
+        self._loaded = 0
+
+    def is_over(self, info: ServerInfo) -> bool:
+        """Tell the watch what INFO says; whether all is loaded."""
+        loading = info.number("loading")
+        if loading == 0:
+            self._advance_to(self._total)
+        elif loading:
+            if self._advance is None:
+                self._total = info.number("loading_total_bytes") or 0
+                self._advance = self._watch.stage("loading", self._total)
+            self._advance_to(info.number("loading_loaded_bytes") or 0)
+        return loading == 0
+
+    def _advance_to(self, loaded: int) -> None:
+        # Never back, whatever a server of several files may say.
+        if self._advance is not None and loaded > self._loaded:
+            self._advance(loaded - self._loaded)
+            self._loaded = loaded
 
 
 def _free_port() -> int:
