@@ -70,8 +70,8 @@ def databases_needed(job: Job, tally: Tally, there: int | None = None) -> int:
     """Return how many databases a server certainly holds all with.
 
     The recorded server's own number is enough, and in most recordings known. Where it
-    is not, or more than are there, the whole RDB file is read, at some 20 MB/s where
-    keys are small.
+    is not, or more than are there, the whole RDB file is read (how fast is in
+    docs/performance.md).
     """
     manifest = job.plan.snapshot.manifest
     known = manifest.server.databases
