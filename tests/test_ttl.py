@@ -474,6 +474,55 @@ def test_a_snapshot_that_cannot_be_rewritten_names_the_key(tmp_path: Path) -> No
     assert content == snapshot
 
 
+@pytest.mark.parametrize("ttl", ["shift", "drop"])
+def test_a_dry_run_finds_in_the_stream_what_would_be_refused(
+    start_server: StartServer, tmp_path: Path, ttl: str
+) -> None:
+    tape = Tape(tmp_path / "repository", server=IDENTITIES["redis-6.2"]).snapshot()
+    tape.commands(("SELECT", 0), ("EVAL", "return 1", 1, "key"))
+    target = start_server("redis-6.2")
+    arguments = ("restore", "--repo", tape.repository, "--ttl", ttl, "--dry-run")
+    ways: list[tuple[object, ...]] = [
+        (),
+        ("--data-dir", tmp_path / "restored"),
+        ("--into", f"redis://127.0.0.1:{target.port}"),
+        ("--serve", 0),
+    ]
+    for way in ways:
+        outcome = kvtape(*arguments, *way)
+        assert outcome.status == 3, way
+        assert "cannot be exact: " in outcome.err
+        assert kvtape(*arguments, *way, "--force").status == 0
+    assert not list(tmp_path.glob("restored*"))
+    assert replication(target)["role"] == "master"
+    assert kvtape("restore", "--repo", tape.repository, "--dry-run").status == 0
+
+
+def test_a_dry_run_finds_in_the_snapshot_what_would_be_refused(tmp_path: Path) -> None:
+    tape = Tape(tmp_path / "repository").snapshot(rdb((0, "late", "1", 2**63 - 1)))
+    arguments = ("restore", "--repo", tape.repository, "--ttl", "shift", "--dry-run")
+    outcome = kvtape(*arguments)
+    assert outcome.status == 3
+    assert "b'late' has an expiry that would be later" in outcome.err
+    assert kvtape(*arguments, "--force").status == 0
+
+
+def test_a_dry_run_finds_what_nobody_can_know_of_a_field(tmp_path: Path) -> None:
+    tape = Tape(tmp_path / "repository", server=IDENTITIES["redis-8.0"])
+    tape.snapshot(rdb(version=12))
+    fields = ("FIELDS", 2, "a", "b")
+    tape.commands(
+        ("SELECT", 0),
+        ("HSET", "hash", "a", 1, "b", 2),
+        ("HPEXPIREAT", "hash", THEN - 1000, *fields),
+        ("HPERSIST", "hash", *fields),
+    )
+    for way in (["--dry-run"], ["--data-dir", tmp_path / "restored"]):
+        outcome = kvtape("restore", "--repo", tape.repository, *way)
+        assert outcome.status == 3, way
+        assert "hides expired fields while it loads" in outcome.err
+
+
 # The command line.
 
 

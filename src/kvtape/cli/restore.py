@@ -26,18 +26,19 @@ from kvtape.restore.data_dir import (
     restore_data_dir,
     start_command,
 )
+from kvtape.restore.fields import rehearse
 from kvtape.restore.into import IntoOptions, check_target, restore_into
 from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.rescue import RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
-from kvtape.restore.survey import estimate
 from kvtape.restore.undo import Touched, Undo, touched_later
 from kvtape.server.url import Tls, format_address, parse_address, parse_url
 from kvtape.tape.command_pattern import parse_pattern
 from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import Point, ToLatest, format_time, parse_offset
+from kvtape.tape.translate import Destination
 from kvtape.tape.ttls import Mode
 
 _log = logging.getLogger(__name__)
@@ -177,7 +178,12 @@ def restore(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Tell what would be done, and do nothing. With --ttl or --skip-… all "
+            "that is stored is read first, to find what would be refused.",
+        ),
     ] = False,
     json: options.Json = False,
     password_file: options.PasswordFile = None,
@@ -262,7 +268,9 @@ def _restore(job: Job, request: _Request) -> Result | None:
     if request.dry_run:
         if isinstance(place, IntoOptions):
             run(lambda: check_target(job, place))
-        return job.result(estimate(job).commands)
+        destination: Destination = "file" if isinstance(place, Path) else "link"
+        tally = rehearse(job, destination, force=request.force)
+        return job.result(tally.commands)
     match place:
         case Path():
             layout = request.layout

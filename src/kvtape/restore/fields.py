@@ -11,7 +11,7 @@ from kvtape.restore.survey import estimate, survey
 from kvtape.tape.documents import Manifest
 from kvtape.tape.field_ttl import FIRST_RDB_VERSION, NEED_TIMES, FieldTtls
 from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
-from kvtape.tape.translate import Tally
+from kvtape.tape.translate import Destination, Tally
 
 
 def prepare(job: Job, *, force: bool) -> tuple[Job, Tally]:
@@ -24,13 +24,27 @@ def prepare(job: Job, *, force: bool) -> tuple[Job, Tally]:
     return job, survey(job, "link")
 
 
+def rehearse(job: Job, destination: Destination, *, force: bool) -> Tally:
+    """Return what a restore comes to; raise what it would be refused with. Blocks.
+
+    Where something is changed on the way all is read and verified for it; else the
+    facts tell, and what is damaged is not found.
+    """
+    tally = estimate(job)
+    hides_fields = _hides_lapsed_fields(job.plan.snapshot.manifest)
+    may_be_refused = hides_fields and not NEED_TIMES.isdisjoint(tally.names)
+    if job.ttls is None and not job.undo.starts and not may_be_refused:
+        return tally
+    return survey(keep_fields(job, force=force), destination)
+
+
 def keep_fields(job: Job, *, force: bool) -> Job:
     """Return the job with a translation that field TTLs pass unharmed. Blocks.
 
     PointError is raised later, by the translation, for what cannot be told, also of
     expiries that change; with force it is not. The snapshot is read only if the stream
-    increments fields or ends their expiries, since that takes as long as 20 MB/s do
-    where keys are small.
+    increments fields or ends their expiries, since that may take long
+    (docs/performance.md, Reading RDB files).
     """
     if job.ttls is not None:
         is_lenient = force or job.ttls.is_lenient
