@@ -161,6 +161,44 @@ def test_a_damaged_snapshot_is_left_out_if_asked_for_and_said(tmp_path: Path) ->
     assert "rdb.zst is damaged" in outcome.err
 
 
+@pytest.mark.parametrize("document", ["manifest.json", f"{REPLID}.json"])
+def test_a_damaged_document_is_left_out_if_asked_for_and_said(
+    tmp_path: Path, document: str
+) -> None:
+    tape = Tape(tmp_path).snapshot(rdb((0, "key", PLANTED, None)))
+    tape.commands(("SELECT", 0), ("APPEND", "key", 1))
+    [path] = tmp_path.rglob(document)
+    path.write_bytes(path.read_bytes()[:-9])
+    for verb in (("history", "key"), ("audit",)):
+        outcome = kvtape(*verb, "--repo", tmp_path)
+        assert (outcome.status, outcome.out) == (4, "")
+        assert outcome.err.endswith("; --skip-damaged goes on without it\n")
+        outcome = kvtape(*verb, "--repo", tmp_path, "--skip-damaged", "--json")
+        assert outcome.status == 4
+        damaged, *_, row = (json.loads(line) for line in outcome.out.splitlines())
+        assert document in damaged["damaged"]
+        assert row["command"] == ["APPEND", "key", "1"]
+        assert document in outcome.err
+        assert "1 damaged document was left out" in outcome.err
+
+
+def test_a_snapshot_that_is_newer_than_this_kvtape_is_told(tmp_path: Path) -> None:
+    known = rdb((0, "key", "1", THEN + 5000), version=99)
+    tape = Tape(tmp_path).snapshot(known.replace(b"\0\3key", b"\x7f\3key"))
+    tape.commands(("SELECT", 0), ("DEL", "key"))
+    outcome = kvtape("history", "key", "--repo", tmp_path, "--json")
+    assert outcome.status == 0
+    unread, row = (json.loads(line) for line in outcome.out.splitlines())
+    assert (unread["replid"], unread["offset"]) == (REPLID, 1000)
+    assert "127" in unread["unread"]
+    assert (row["command"], row["cause"]) == (["DEL", "key"], "unknown")
+    assert row["expires"] is None
+    outcome = kvtape("history", "key", "--repo", tmp_path)
+    assert outcome.status == 0
+    assert "is newer than this kvtape" in outcome.err
+    assert "use a newer kvtape" in outcome.err
+
+
 def test_of_a_key_in_another_database_it_says_in_which(tmp_path: Path) -> None:
     Tape(tmp_path).snapshot().commands(("SELECT", 3), ("SET", "key", 1))
     outcome = kvtape("history", "key", "--repo", tmp_path)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtape.audit.history import Beginning as Beginning
     from kvtape.audit.history import KeyHistory as KeyHistory
+    from kvtape.audit.history import Unread as Unread
     from kvtape.audit.opened import Audit as Audit
     from kvtape.audit.opened import open_audit as open_audit
     from kvtape.check.finding import Finding as Finding
@@ -136,6 +137,7 @@ _PLACES = {
     "ToLatest": "tape.point",
     "ToOffset": "tape.point",
     "ToTime": "tape.point",
+    "Unread": "audit.history",
     "UsageError": "errors",
     "VerificationError": "errors",
     "comparison": "restore.difference",

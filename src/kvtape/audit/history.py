@@ -30,7 +30,7 @@ from kvtape.tape.key_expiry import NEVER, at
 from kvtape.tape.key_history import Episode, Follower, Moment, Place, Relevance, sources
 from kvtape.tape.names import SegmentName
 from kvtape.tape.query import KeyQuery
-from kvtape.tape.rdb import NEED_DATA, Key, RdbReader, UnknownRdbError
+from kvtape.tape.rdb import NEED_DATA, Key, RdbError, RdbReader, UnknownRdbError
 from kvtape.tape.span import Hole, Span, runs
 
 # What is assumed of a server that did not tell its time: that its clock and the
@@ -50,7 +50,18 @@ class Beginning:
     entry: Key | None
 
 
-Item: TypeAlias = Beginning | Episode | Hole | Damage
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A snapshot that is newer than this kvtape: what it has of the key is not known.
+
+    reason is what of it nobody knew when this was written.
+    """
+
+    snapshot: Snapshot
+    reason: str
+
+
+Item: TypeAlias = Beginning | Unread | Episode | Hole | Damage
 
 
 def _subject(item: Item) -> RecordedCommand | Item:
@@ -175,10 +186,11 @@ class KeyHistory:
         moment = Moment(follower.run, offset)
         try:
             entries = self._entries(root, follower.names)
+        except UnknownRdbError as error:
+            yield moment, Unread(root, str(error))
+            return
         except VerificationError as error:
             yield moment, Damage(root.name.replid, offset, offset, str(error))
-            return
-        if entries is None:
             return
         expiries = {
             place: NEVER if entry.expire_ms is None else at(entry.expire_ms)
@@ -188,12 +200,10 @@ class KeyHistory:
         for place in sorted({self.key, *entries}):
             yield moment, Beginning(root, place, entries.get(place))
 
-    def _entries(
-        self, root: Snapshot, names: frozenset[bytes]
-    ) -> dict[Place, Key] | None:
+    def _entries(self, root: Snapshot, names: frozenset[bytes]) -> dict[Place, Key]:
         """Return the keys of these names that a snapshot has.
 
-        None if it is newer than this kvtape: it may have more of them.
+        UnknownRdbError if it is newer than this kvtape: it may have more of them.
         """
         advance = self.watch.stage("snapshot", root.manifest.bytes)
         found = {}
@@ -206,7 +216,10 @@ class KeyHistory:
                         found[event.db, event.key] = event
                 advance(len(data))
         except UnknownRdbError:
-            return None
+            raise
+        except RdbError as error:
+            where = f"{self.folder.url}/{root.name.rdb}"
+            raise VerificationError(f"{where} is damaged: {error}") from None
         return found
 
     def _root(self, run: Sequence[Slice]) -> Snapshot | None:

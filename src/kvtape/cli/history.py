@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kvtape import amounts
-from kvtape.audit.history import Beginning
+from kvtape.audit.history import Beginning, Unread
 from kvtape.audit.opened import open_audit
 from kvtape.cli import options, output, ranges, rows
 from kvtape.cli.listing import Missing
@@ -75,6 +75,8 @@ def history(
                     missing.tell_hole(item)
                 case Damage():
                     missing.tell_damage(item)
+                case Unread():
+                    missing.tell_unread(item)
                 case _:
                     for line in telling.lines(item):
                         output.print_line(line)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from kvtape import amounts
 from kvtape.audit.count import By, Count, Counting, Totals, totals
+from kvtape.audit.history import Unread
 from kvtape.audit.opened import Audit
 from kvtape.audit.search import Part, Search, last_found, search
 from kvtape.cli import output, rows
@@ -50,17 +51,50 @@ class Missing:
     is_json: bool
     skips: bool
     _damaged: int = 0
+    _documents: int = 0
 
     def tell_problems(self, asked: Audit) -> None:
         """Say what of the recording is no good, and where it ends before the range."""
-        self.note(f"{asked.folder.url}/{one}" for one in asked.catalogue.problems)
+        for problem in asked.catalogue.problems:
+            self._tell_document(f"{asked.folder.url}/{problem}")
         self.note(_ends(asked))
+
+    def _tell_document(self, problem: str) -> None:
+        """Say that what describes the recording is damaged: an answer may lack of it.
+
+        Nobody knows whether it does, as what it says is not known.
+        """
+        if not self.skips:
+            raise VerificationError(f"{problem}; --skip-damaged goes on without it")
+        self._documents += 1
+        if self.is_json:
+            output.print_line(rows.json_line({"damaged": problem}))
+        self.note([f"something is left out: {problem}"])
 
     def tell_hole(self, hole: Hole) -> None:
         """Say what is not recorded."""
         if self.is_json:
             output.print_line(rows.json_line(_hole_document(hole)))
         self.note([_hole_text(hole)])
+
+    def tell_unread(self, unread: Unread) -> None:
+        """Say which snapshot is beyond us: newer, and not damaged."""
+        name = unread.snapshot.name
+        if self.is_json:
+            document = {
+                "replid": name.replid,
+                "offset": name.offset,
+                "time": format_time(name.time),
+                "unread": unread.reason,
+            }
+            output.print_line(rows.json_line(document))
+        self.note(
+            [
+                f"the snapshot at {name.offset} of {name.replid} is newer than this "
+                f"kvtape ({unread.reason}): what it has of the key, also the TTL, is "
+                "not known here; use a newer kvtape"
+            ]
+        )
 
     def tell_damage(self, damage: Damage) -> None:
         """Say what cannot be read."""
@@ -79,10 +113,16 @@ class Missing:
 
     def end(self) -> None:
         """Say at the end that something was left out."""
-        if self._damaged:
+        counts = ((self._damaged, "range"), (self._documents, "document"))
+        parts = [
+            f"{count} damaged {name}{'s' * (count > 1)}"
+            for count, name in counts
+            if count
+        ]
+        if parts:
+            verb = "was" if self._damaged + self._documents == 1 else "were"
             raise VerificationError(
-                f"what is shown is not complete: {self._damaged} damaged "
-                f"{'range was' if self._damaged == 1 else 'ranges were'} left out"
+                f"what is shown is not complete: {' and '.join(parts)} {verb} left out"
             )
 
     def note(self, notes: Iterable[str]) -> None:
