@@ -17,6 +17,7 @@ import pytest
 from kvtape.cli.runner import run
 from kvtape.errors import ServerError
 from kvtape.progress import Advance, NoWatch
+from kvtape.replication.resp import pack
 from kvtape.restore.rescue import Rescue, RescueOptions
 from kvtape.restore.state import FOLDER
 from kvtape.server.url import ServerUrl
@@ -265,6 +266,33 @@ def test_a_dry_run_tells_the_differences_and_changes_nothing(
         assert line in outcome.out
     assert all(len(line) <= 80 for line in outcome.out.splitlines())
     assert re.search(r"loading the moment with (Redis|Valkey) \S+ \(named", outcome.err)
+
+
+def test_a_dry_run_of_an_undo_lists_what_came_later_on_the_same_keys(
+    start_server: StartServer, tmp_path: Path, temporary: Path
+) -> None:
+    tape = tape_of(tmp_path / "repo", "redis-7.0", [("SET", "n", 1), ("SET", "m", 1)])
+    deleted = tape.end + len(pack("SELECT", 0))
+    tape.commands(("SELECT", 0), ("DEL", "n"), ("INCR", "n"), ("INCR", "m"))
+    target = start_server("redis-7.0")
+    arguments = (tape.repository, "redis-7.0", target, "--key", "*")
+    for skip in (("--skip-offset", deleted), ("--skip-command", "DEL")):
+        outcome = rescue(*arguments, *skip, "--dry-run")
+        assert outcome.status == 0, outcome.err
+        lines = outcome.out.splitlines()
+        at = lines.index("as if never run: 1 command")
+        assert lines[at + 1].endswith(" DEL n")
+        assert lines[at + 2] == "later on the same keys, and maybe not the same now: 1"
+        assert lines[at + 3].endswith(" INCR n")
+        document = rescued(*arguments, *skip, "--dry-run")
+        assert (document["skipped"], document["skipped_offsets"]) == (1, [deleted])
+        assert document["touched"]["commands"] == 1
+        [later] = document["touched"]["first"]
+        assert later["command"] == ["INCR", "n"]
+    assert target.client().dbsize() == 0
+    document = rescued(*arguments, "--skip-command", "DEL")
+    assert "touched" not in document
+    assert target.client().get("n") == b"2"
 
 
 def test_what_differs_is_only_overwritten_if_one_says_so(

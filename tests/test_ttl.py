@@ -494,7 +494,7 @@ def test_a_dry_run_finds_in_the_stream_what_would_be_refused(
         assert "cannot be exact: " in outcome.err
         assert kvtape(*arguments, *way, "--force").status == 0
     assert not list(tmp_path.glob("restored*"))
-    assert replication(target)["role"] == "master"
+    assert replication_of(target)["role"] == "master"
     assert kvtape("restore", "--repo", tape.repository, "--dry-run").status == 0
 
 

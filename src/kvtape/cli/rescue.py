@@ -9,19 +9,30 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from kvtape.cli import output, rows
+from kvtape.cli import output, rows, undone
 from kvtape.cli.runner import run_unless_signal
 from kvtape.errors import Error
 from kvtape.restore.compare import Kind
 from kvtape.restore.job import Job
 from kvtape.restore.rescue import KINDS, Found, Place, Rescue, RescueOptions
+from kvtape.restore.undo import Touched
 from kvtape.tape.point import format_time
 
 PANEL = "Rescue: some keys, into a server that goes on serving (--into)"
 
 
-def rescue(job: Job, chosen: RescueOptions, *, dry_run: bool, json: bool) -> None:
-    """Do it, and tell what came of it; also of one that ends half-way."""
+def rescue(
+    job: Job,
+    chosen: RescueOptions,
+    *,
+    dry_run: bool,
+    json: bool,
+    touched: Touched | None = None,
+) -> None:
+    """Do it, and tell what came of it; also of one that ends half-way.
+
+    touched is what may mean something else without what is left out, of a dry run.
+    """
     work = Rescue(job, chosen)
     try:
         run_unless_signal(lambda: work.run(dry_run=dry_run))
@@ -29,16 +40,27 @@ def rescue(job: Job, chosen: RescueOptions, *, dry_run: bool, json: bool) -> Non
         if work.done or work.unanswered:
             _report(work, dry_run=dry_run, json=json, is_complete=False)
         raise
-    _report(work, dry_run=dry_run, json=json, is_complete=True)
+    _report(work, dry_run=dry_run, json=json, is_complete=True, touched=touched)
 
 
-def _report(work: Rescue, *, dry_run: bool, json: bool, is_complete: bool) -> None:
+def _report(
+    work: Rescue,
+    *,
+    dry_run: bool,
+    json: bool,
+    is_complete: bool,
+    touched: Touched | None = None,
+) -> None:
     if json:
         document = _document(work, dry_run=dry_run, is_complete=is_complete)
+        if touched is not None:
+            document["touched"] = undone.touched_document(touched)
         output.print_json(document)
         return
     for line in _lines(work, dry_run=dry_run, is_complete=is_complete):
         output.print_line(rows.cut(line))
+    for line in undone.lines(work.job.undo, touched):
+        output.print_line(line)
 
 
 _TEXTS: dict[Kind, str] = {
@@ -100,6 +122,8 @@ def _document(work: Rescue, *, dry_run: bool, is_complete: bool) -> dict[str, ob
             "server": loader.name,
             "reason": work.reason,
         },
+        "skipped": result.skipped,
+        "skipped_offsets": result.skipped_offsets,
         "notes": work.job.notes,
     }
     for kind in KINDS:

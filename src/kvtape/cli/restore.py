@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +13,9 @@ import trio
 import typer
 
 from kvtape import amounts
-from kvtape.cli import options, output, ranges
+from kvtape.cli import options, output, ranges, undone
 from kvtape.cli import rescue as rescuing
 from kvtape.cli.logs import set_up_logging
-from kvtape.cli.rows import JsonRows, TextRows
 from kvtape.cli.runner import run, run_unless_signal, run_until_signal
 from kvtape.errors import UsageError, VerificationError
 from kvtape.restore.changes import Changes
@@ -32,10 +31,9 @@ from kvtape.restore.job import Job, Result, open_job
 from kvtape.restore.link import Target
 from kvtape.restore.rescue import RescueOptions
 from kvtape.restore.serve import ServeOptions, serve
-from kvtape.restore.undo import Touched, Undo, touched_later
+from kvtape.restore.undo import Touched, touched_later
 from kvtape.server.url import Tls, format_address, parse_address, parse_url
 from kvtape.tape.command_pattern import parse_pattern
-from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import Point, ToLatest, format_time, parse_offset
 from kvtape.tape.translate import Destination
@@ -235,10 +233,10 @@ def restore(
         job = open_job(repo, source, request.point, watch, request.changes)
         for note in job.notes:
             console.print(f"note: {note}", soft_wrap=True)
-        result = _restore(job, request)
         touched = None
         if dry_run and job.undo.starts:
             touched = touched_later(job.folder, job.plan, job.undo)
+        result = _restore(job, request, touched)
     if result is not None:
         _report(job, request, result, touched)
 
@@ -259,11 +257,12 @@ class _Request:
     json: bool
 
 
-def _restore(job: Job, request: _Request) -> Result | None:
+def _restore(job: Job, request: _Request, touched: Touched | None) -> Result | None:
     """Do it; return what was done. What is served or rescued reports itself."""
     place = request.place
     if isinstance(place, RescueOptions):
-        rescuing.rescue(job, place, dry_run=request.dry_run, json=request.json)
+        dry_run, json = request.dry_run, request.json
+        rescuing.rescue(job, place, dry_run=dry_run, json=json, touched=touched)
         return None
     if request.dry_run:
         if isinstance(place, IntoOptions):
@@ -324,14 +323,13 @@ def _report(
         document = {**asdict(result), "time": format_time(result.time)}
         document["notes"] = job.notes
         if touched is not None:
-            first = [JsonRows().row(command) for command in touched.first]
-            document["touched"] = {"commands": touched.commands, "first": first}
+            document["touched"] = undone.touched_document(touched)
         output.print_json(document)
         return
     verb = "would restore" if request.dry_run else "restored"
     if isinstance(request.place, ServeOptions):
         verb = "serves"
-    for line in (*_lines(verb, result), *_skipped(job.undo, touched)):
+    for line in (*_lines(verb, result), *undone.lines(job.undo, touched)):
         output.print_line(line)
     if result.data_dir is not None:
         manifest = job.plan.snapshot.manifest
@@ -355,31 +353,6 @@ def _lines(verb: str, result: Result) -> Iterator[str]:
         yield f"  skipped   {result.skipped}"
     if result.data_dir is not None:
         yield f"  folder    {result.data_dir}"
-
-
-def _skipped(undo: Undo, touched: Touched | None) -> Iterator[str]:
-    """Yield what is left out, and what of the rest may mean something else then."""
-    if not undo.starts:
-        return
-    yield f"as if never run: {_commands(undo.commands)}"
-    yield from _rows(undo.first, undo.commands)
-    if touched is None:
-        return
-    if not touched.commands:
-        yield "nothing later touched the same keys"
-        return
-    yield f"later on the same keys, and maybe not the same now: {touched.commands}"
-    yield from _rows(touched.first, touched.commands)
-
-
-def _commands(count: int) -> str:
-    return f"{count} command{'' if count == 1 else 's'}"
-
-
-def _rows(first: Sequence[RecordedCommand], count: int) -> Iterator[str]:
-    yield from map(TextRows().line, first)
-    if count > len(first):
-        yield f"{'…':>12} and {count - len(first)} more"
 
 
 def _rescue(
