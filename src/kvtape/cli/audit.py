@@ -21,8 +21,6 @@ from kvtape.storage.repository import open_repository
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.query import Query
 
-_OUTPUT = "How they are shown"
-
 
 def audit(
     repo: options.Repo,
@@ -36,7 +34,6 @@ def audit(
         bool,
         typer.Option(
             "--orphaned",
-            rich_help_panel=ranges.PANEL,
             help="The writes that failovers lost: recorded of a server whose successor "
             "does not have them.",
         ),
@@ -45,7 +42,6 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=picking.FILTERS,
             help="Those that name such a key, by the pattern of KEYS: 'user:42:*'. "
             "FLUSHALL and the like name none (kvtape history KEY has them). Several "
             "times: any of them.",
@@ -60,7 +56,6 @@ def audit(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=picking.FILTERS,
             help="The last N of them only; read from the end.",
             show_default=False,
         ),
@@ -70,7 +65,6 @@ def audit(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=picking.FILTERS,
             help="The first N of them only; of counts, the N largest.",
             show_default=False,
         ),
@@ -78,7 +72,6 @@ def audit(
     count_by: Annotated[
         By | None,
         typer.Option(
-            rich_help_panel=_OUTPUT,
             help="Count them and their bytes instead of listing them. A prefix is what "
             "stands before the first colon of a key.",
             show_default=False,
@@ -89,7 +82,6 @@ def audit(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_OUTPUT,
             help="Of --count-by prefix: before the N-th colon; by default the first.",
             show_default=False,
         ),
@@ -98,9 +90,7 @@ def audit(
     json: options.JsonLines = False,
     csv: Annotated[
         bool,
-        typer.Option(
-            "--csv", rich_help_panel=_OUTPUT, help="Print CSV, with a header."
-        ),
+        typer.Option("--csv", help="Print CSV, with a header."),
     ] = False,
     skip_damaged: options.SkipDamaged = False,
     processes: options.Processes = None,

@@ -22,9 +22,6 @@ from kvtape.restore.job import Job, open_job
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import ToLatest, format_time
 
-_WHICH = "Which keys (all, by default)"
-_OUTPUT = "How they are shown"
-
 
 def diff(
     repo: options.Repo,
@@ -35,7 +32,6 @@ def diff(
         str | None,
         typer.Option(
             metavar="[REPLID:]N",
-            rich_help_panel=ranges.MOMENT,
             help="As --from-offset.",
             show_default=False,
         ),
@@ -44,7 +40,6 @@ def diff(
         str | None,
         typer.Option(
             metavar="TIME",
-            rich_help_panel=ranges.MOMENT,
             help="As --from-time.",
             show_default=False,
         ),
@@ -54,7 +49,6 @@ def diff(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=_WHICH,
             help="Such keys, by the pattern of KEYS: 'user:42:*'. Several times: any "
             "of them.",
             show_default=False,
@@ -65,7 +59,6 @@ def diff(
         typer.Option(
             metavar="N",
             min=0,
-            rich_help_panel=_WHICH,
             help="Keys of this database.",
             show_default=False,
         ),
@@ -74,7 +67,6 @@ def diff(
         bool,
         typer.Option(
             "--keys",
-            rich_help_panel=_OUTPUT,
             help="List each key, instead of counting them by prefix: what stands "
             "before the first colon.",
         ),
@@ -84,7 +76,6 @@ def diff(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_OUTPUT,
             help="Count by what stands before the N-th colon.",
         ),
     ] = 1,
@@ -93,7 +84,6 @@ def diff(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_OUTPUT,
             help="The first N of them only.",
             show_default=False,
         ),

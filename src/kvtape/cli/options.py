@@ -250,13 +250,11 @@ Announce = Annotated[
     ),
 ]
 
-_TLS = "For rediss:// and valkeys://"
 
 TlsCa = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        rich_help_panel=_TLS,
         help="The CA that the server's certificate must be signed by (PEM); by default "
         "those that this machine trusts.",
         show_default=False,
@@ -267,7 +265,6 @@ TlsCert = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        rich_help_panel=_TLS,
         help="The client certificate (PEM), if the server wants one.",
         show_default=False,
     ),
@@ -277,7 +274,6 @@ TlsKey = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        rich_help_panel=_TLS,
         help="Its key (PEM, not encrypted), if it is not in the same file.",
         show_default=False,
     ),
@@ -287,7 +283,6 @@ TlsServerName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=_TLS,
         help="The name that the server's certificate must bear, if it is not the host "
         "of the URL.",
         show_default=False,
@@ -298,19 +293,16 @@ TlsAnyName = Annotated[
     bool,
     typer.Option(
         "--tls-any-name",
-        rich_help_panel=_TLS,
         help="Take a certificate of any name that the CA has signed. Whoever holds one "
         "can then pose as the server.",
     ),
 ]
 
-_SENTINEL = "For redis+sentinel://"
 
 SentinelUser = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=_SENTINEL,
         help="The user to be at the Sentinels; the URL's is the server's.",
         show_default=False,
     ),
@@ -320,7 +312,6 @@ SentinelPasswordFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        rich_help_panel=_SENTINEL,
         help="The Sentinels' own password; KVTAPE_SENTINEL_PASSWORD is the other way.",
         show_default=False,
     ),
@@ -329,7 +320,6 @@ SentinelPasswordFile = Annotated[
 PreferRole = Annotated[
     Literal["primary", "replica"],
     typer.Option(
-        rich_help_panel=_SENTINEL,
         help="Which server to record. Where no replica is healthy it is the primary, "
         "until that link ends.",
     ),

@@ -12,13 +12,10 @@ from kvtape.errors import UsageError
 from kvtape.tape import command_table
 from kvtape.tape.query import may_be_listed
 
-FILTERS = "Which commands (those of which all of it is true)"
-
 Command = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        rich_help_panel=FILTERS,
         help="Commands of this name, such as DEL. Several times: any of them.",
         show_default=False,
     ),
@@ -29,7 +26,6 @@ Db = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        rich_help_panel=FILTERS,
         help="What is in this database. Several times: any of them.",
         show_default=False,
     ),
@@ -39,7 +35,6 @@ Publish = Annotated[
     bool,
     typer.Option(
         "--publish",
-        rich_help_panel=FILTERS,
         help="PUBLISH and SPUBLISH, too, which write nothing.",
     ),
 ]

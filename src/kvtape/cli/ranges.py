@@ -15,13 +15,10 @@ import typer
 from kvtape.errors import UsageError
 from kvtape.tape.point import Point, parse_offset, parse_time
 
-PANEL = "Which part of the recording (all of it, by default)"
-
 FromOffset = Annotated[
     str | None,
     typer.Option(
         metavar="[REPLID:]N",
-        rich_help_panel=PANEL,
         help="What ends behind N, as INFO replication shows master_repl_offset.",
         show_default=False,
     ),
@@ -31,7 +28,6 @@ FromTime = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        rich_help_panel=PANEL,
         help="What was received after it: 2026-05-01T03:00:00Z, now-15m.",
         show_default=False,
     ),
@@ -42,7 +38,6 @@ UpToOffset = Annotated[
     typer.Option(
         "--to-offset",
         metavar="[REPLID:]N",
-        rich_help_panel=PANEL,
         help="What ends at or before N.",
         show_default=False,
     ),
@@ -53,7 +48,6 @@ UpToTime = Annotated[
     typer.Option(
         "--to-time",
         metavar="TIME",
-        rich_help_panel=PANEL,
         help="What was received by then.",
         show_default=False,
     ),
@@ -63,18 +57,15 @@ UpToLatest = Annotated[
     bool,
     typer.Option(
         "--to-latest",
-        rich_help_panel=PANEL,
         help="Up to the last recorded byte; the default.",
     ),
 ]
 
-MOMENT = "Which moment (one of these)"
 
 AtOffset = Annotated[
     str | None,
     typer.Option(
         metavar="[REPLID:]N",
-        rich_help_panel=MOMENT,
         help="After every command that ends at or before N, as INFO replication "
         "shows master_repl_offset.",
         show_default=False,
@@ -85,7 +76,6 @@ AtTime = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        rich_help_panel=MOMENT,
         help="After everything received by then: 2026-05-01T03:00:00Z, now-15m.",
         show_default=False,
     ),
@@ -95,7 +85,6 @@ AtLatest = Annotated[
     bool,
     typer.Option(
         "--to-latest",
-        rich_help_panel=MOMENT,
         help="The last recorded moment; the default.",
     ),
 ]

@@ -26,9 +26,6 @@ from kvtape.tape.point import format_time
 
 _log = logging.getLogger(__name__)
 
-_HOW = "How fast, and how often"
-_NAMES = "Under which names"
-
 
 def replay(
     repo: options.Repo,
@@ -50,7 +47,6 @@ def replay(
         bool,
         typer.Option(
             "--with-snapshot",
-            rich_help_panel=ranges.PANEL,
             help="Load the state of the first moment before; then the target is what "
             "the recorded server was.",
         ),
@@ -59,7 +55,6 @@ def replay(
         bool,
         typer.Option(
             "--follow",
-            rich_help_panel=ranges.PANEL,
             help="Go on with what is recorded meanwhile, until it is interrupted.",
         ),
     ] = False,
@@ -67,7 +62,6 @@ def replay(
         str | None,
         typer.Option(
             metavar="1|N|max",
-            rich_help_panel=_HOW,
             help="As fast as it was recorded, ten times so, or as the target takes it. "
             "By default 1, and with --follow max.",
             show_default=False,
@@ -77,7 +71,6 @@ def replay(
         str | None,
         typer.Option(
             metavar="DURATION",
-            rich_help_panel=_HOW,
             help="With --follow: so long after it was recorded, such as 1h.",
             show_default=False,
         ),
@@ -87,7 +80,6 @@ def replay(
         typer.Option(
             metavar="N",
             min=1,
-            rich_help_panel=_HOW,
             help="So often, one after another, on what is there by then.",
         ),
     ] = 1,
@@ -95,7 +87,6 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=picking.FILTERS,
             help="What is done to such keys, by the pattern of KEYS. Several times: "
             "any of them.",
             show_default=False,
@@ -108,7 +99,6 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            rich_help_panel=_NAMES,
             help="Keys that begin with OLD begin with NEW there. Several times: of "
             "each key, the longest that fits.",
             show_default=False,
@@ -118,7 +108,6 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            rich_help_panel=_NAMES,
             help="The database OLD is NEW there, such as 0=5. Several times, too.",
             show_default=False,
         ),

@@ -18,8 +18,6 @@ from kvtape.restore.rescue import KINDS, Found, Place, Rescue, RescueOptions
 from kvtape.restore.undo import Touched
 from kvtape.tape.point import format_time
 
-PANEL = "Rescue: some keys, into a server that goes on serving (--into)"
-
 
 def rescue(
     job: Job,

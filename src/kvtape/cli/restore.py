@@ -43,9 +43,6 @@ _log = logging.getLogger(__name__)
 
 Layout = Literal["auto", "multi-part", "single"]
 
-_WHERE = "Where to (one of these)"
-_CHANGES = "What is to be other than it was"
-
 
 def restore(
     repo: options.Repo,
@@ -57,7 +54,6 @@ def restore(
         Path | None,
         typer.Option(
             metavar="DIR",
-            rich_help_panel=_WHERE,
             help="A new folder, which a server loads by itself.",
             show_default=False,
         ),
@@ -67,7 +63,6 @@ def restore(
         typer.Option(
             "--serve",
             metavar="[HOST:]PORT",
-            rich_help_panel=_WHERE,
             help="Pose as a primary there, for any server that says REPLICAOF.",
             show_default=False,
         ),
@@ -76,7 +71,6 @@ def restore(
         str | None,
         typer.Option(
             metavar="URL",
-            rich_help_panel=_WHERE,
             help="A running, empty server, such as redis://127.0.0.1:6380; with --key "
             "one that goes on serving.",
             show_default=False,
@@ -86,7 +80,6 @@ def restore(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            rich_help_panel=rescuing.PANEL,
             help="Bring only such keys, by the pattern of KEYS: 'user:42:*'. Several "
             "times: any of them. All else at the target stays as it is.",
             show_default=False,
@@ -96,7 +89,6 @@ def restore(
         bool,
         typer.Option(
             "--replace",
-            rich_help_panel=rescuing.PANEL,
             help="Overwrite keys that the target has otherwise than they were.",
         ),
     ] = False,
@@ -104,7 +96,6 @@ def restore(
         str | None,
         typer.Option(
             metavar="OLD=NEW",
-            rich_help_panel=rescuing.PANEL,
             help="Put them beside, under names that begin with NEW instead of OLD.",
             show_default=False,
         ),
@@ -114,7 +105,6 @@ def restore(
         typer.Option(
             metavar="N",
             min=0,
-            rich_help_panel=rescuing.PANEL,
             help="Only of this database; each goes into the one of the same number.",
             show_default=False,
         ),
@@ -123,7 +113,6 @@ def restore(
     ttl: Annotated[
         Mode,
         typer.Option(
-            rich_help_panel=_CHANGES,
             help="Expiries: keep them (what has passed expires), shift them by the "
             "time from the point to now (what had an hour left has an hour left), or "
             "drop them.",
@@ -133,7 +122,6 @@ def restore(
         list[str] | None,
         typer.Option(
             metavar="[REPLID:]N",
-            rich_help_panel=_CHANGES,
             help="Restore as if the command that begins at N, as audit shows it, had "
             "never run; with a MULTI, its transaction. Several times: all of them. "
             "--dry-run lists what came later on the same keys.",
@@ -144,7 +132,6 @@ def restore(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            rich_help_panel=_CHANGES,
             help="The same for every such command since the snapshot: FLUSHALL, or "
             "name and patterns of the first words: 'DEL user:*'. Several times: any of "
             "them.",
