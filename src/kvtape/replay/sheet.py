@@ -188,11 +188,11 @@ class Sheet:
         self, first: int, last: int, moment: Moment, without: Collection[int] = ()
     ) -> Parcel:
         """Return what to send of the commands from first to before last."""
-        editing = _Editing(self, first, self._db_at(first))
+        editing = _Editing(self, first, last, self._db_at(first))
         looked_at = self._looked_at(first, last, without)
         if looked_at:
             editing.edit(looked_at, moment, without)
-        return editing.parcel(last)
+        return editing.parcel()
 
     def _looked_at(
         self, first: int, last: int, without: Collection[int]
@@ -242,15 +242,16 @@ class Sheet:
 class _Editing:
     """Puts a parcel together: bytes of the stream, and what stands in their place."""
 
-    def __init__(self, sheet: Sheet, first: int, db: int) -> None:
+    def __init__(self, sheet: Sheet, first: int, last: int, db: int) -> None:
         self._sheet = sheet
-        self._first = first
-        self._out: list[bytes] = []
+        self._first, self._last = first, last
+        self._start, self._end = sheet.start_of(first), sheet.start_of(last)
+        self._data: bytes | bytearray = sheet.bytes_of(self._start, self._end)
+        self._out: list[bytes | bytearray] = []
         self._numbers: list[int] = []
         self._untold: list[Untold] = []
         # Up to where it is put together: an offset, and the number of a command.
-        self._at = sheet.start_of(first)
-        self._done = first
+        self._at, self._done = self._start, first
         self._begin = self._db = self._highest = sheet.target_db(db)
         self._is_known = db != NO_DB
         self._has_swap = False
@@ -261,6 +262,8 @@ class _Editing:
         """Put in place what the commands of these numbers, which rise, become."""
         sheet, commands, ends = self._sheet, self._sheet.commands, self._sheet.ends
         is_simple = sheet.has_all and not without
+        self._data = data = bytearray(self._data)
+        behind_time = self._start + _NEWLINE
         until = shift = 0
         for number in numbers:
             words = commands[number]
@@ -276,9 +279,8 @@ class _Editing:
                     shift = moment(time) - time
                 digits = moved_in_place(words, shift)
                 if digits is not None:
-                    at = end - _NEWLINE - len(digits)
-                    self._out += (sheet.bytes_of(self._at, at), digits)
-                    self._at = end - _NEWLINE
+                    end -= behind_time
+                    data[end - len(digits) : end] = digits
                     continue
             self._edit(number, moment, is_left_out=number in without)
 
@@ -329,18 +331,18 @@ class _Editing:
         if not self._is_known:
             sheet.db_is_known(self._done)
         end = sheet.start_of(stop)
-        self._out.append(sheet.bytes_of(self._at, end))
+        self._out.append(self._data[self._at - self._start : end - self._start])
         self._numbers += range(self._done, stop)
         self._at, self._done = end, stop
 
-    def parcel(self, last: int) -> Parcel:
-        self._copy(last)
+    def parcel(self) -> Parcel:
+        self._copy(self._last)
         sheet = self._sheet
         return Parcel(
             sheet.batch.replid,
-            sheet.start_of(self._first),
-            sheet.start_of(last),
-            sheet.received_by(last),
+            self._start,
+            self._end,
+            sheet.received_by(self._last),
             b"".join(self._out),
             self._numbers,
             self._begin,
@@ -348,5 +350,5 @@ class _Editing:
             self._highest,
             self._has_swap,
             tuple(self._untold),
-            last - self._first,
+            self._last - self._first,
         )
