@@ -118,6 +118,6 @@ def test_a_damaged_length_takes_no_memory(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Some 200 KB, most of it readers that wait for the garbage collector. The lengths
-    # say up to 2**64.
-    assert peak < 1024 * 1024
+    # Some MB, most of it readers that wait for the garbage collector, which may be told
+    # to come seldom. The lengths say up to 2**64.
+    assert peak < 8 * 1024 * 1024
