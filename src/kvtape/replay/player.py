@@ -244,5 +244,5 @@ class Player:
 
 def _told(sheet: Sheet, number: int) -> str:
     """Return a command as a message names it: with its offset, and its first words."""
-    words = repr(b" ".join(sheet.commands[number][:2])[:_SHOWN])[2:-1]
+    words = repr(b" ".join(sheet.words_of(number)[:2])[:_SHOWN])[2:-1]
     return f"{words} at offset {sheet.start_of(number)}"

@@ -21,9 +21,16 @@ from kvtape.replay.selection import (
     UntoldError,
     must_be_known,
 )
-from kvtape.replication.resp import pack, packed_ends
+from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
-from kvtape.tape.commands import Batch, Receipts, Words, name_of
+from kvtape.tape.commands import (
+    Batch,
+    CommandParser,
+    Outline,
+    Receipts,
+    Words,
+    read_head,
+)
 from kvtape.tape.translate import no_commands
 
 # What is sent as one transaction, unless one of the stream is longer. A server takes
@@ -31,6 +38,9 @@ from kvtape.tape.translate import no_commands
 # which is that of its caches as long as it is little.
 MOST_COMMANDS = 256
 MOST_BYTES = 256 * 1024
+
+# To parse all commands takes as long as to parse every third by itself.
+_MANY = 3
 
 _NEWLINE = len("\r\n")
 
@@ -84,55 +94,77 @@ class Sheet:
         self.batch = batch
         self.receipts = Receipts(batch.facts)
         self._selection = selection
+        self._parser = CommandParser()
 
     def parse(self) -> None:
         """Parse now what will be needed, as another thread may while one waits.
 
         VerificationError if it is none of commands.
         """
-        _ = self._turns, self.ends
+        _ = self._turns
+        if len(self._suspects) * _MANY > len(self):
+            _ = self._commands
 
     @cached_property
-    def commands(self) -> list[Words]:
-        """The commands, parsed."""
+    def _outline(self) -> Outline:
+        return self.batch.outline()
+
+    @cached_property
+    def _kinds(self) -> set[bytes]:
+        """The heads that there are, which are few."""
+        return set(self.heads)
+
+    @cached_property
+    def left_out(self) -> set[bytes]:
+        """The heads of what is never sent."""
+        return {head for head in self._kinds if read_head(head)[0] in LEFT_OUT}
+
+    @property
+    def heads(self) -> list[bytes]:
+        """What the commands begin with."""
+        return self._outline.heads
+
+    @cached_property
+    def _commands(self) -> list[Words]:
         return self.batch.parsed()
 
-    @cached_property
+    @property
     def ends(self) -> list[int]:
         """The offsets that the commands end at."""
-        return packed_ends(self.commands, self.batch.start)
+        return self._outline.ends
+
+    def words_of(self, number: int) -> Words:
+        """Return a command."""
+        if "_commands" in self.__dict__:
+            return self._commands[number]
+        own = self.bytes_of(self.start_of(number), self.ends[number])
+        return self._parser.parse(own)
+
+    def name_of(self, number: int) -> bytes:
+        """Return the name of a command, in upper case."""
+        return read_head(self.heads[number])[0]
 
     @cached_property
     def _suspects(self) -> list[int]:
         """The numbers of the commands that may need a change."""
-        commands, least_words = self.commands, self._selection.least_words
-        if not self.batch.is_lost and all(
-            (least := least_words(name)) is None or words < least
-            for facts in self.batch.facts
-            for name, words in facts.summary.names.items()
-        ):
-            return []
-        looks = {
-            name: least
-            for name in set(map(name_of, commands))
-            if (least := least_words(name)) is not None
-        }
+        heads, least_words = self.heads, self._selection.least_words
+        looks = set()
+        for head in self._kinds:
+            name, words = read_head(head)
+            if (least := least_words(name)) is not None and words >= least:
+                looks.add(head)
         # Most commands of most streams get by without a step of Python's.
-        named = map(looks.__contains__, map(name_of, commands))
-        return [
-            number
-            for number in compress(count(), named)
-            if len(commands[number]) >= looks[commands[number][0]]
-        ]
+        return list(compress(count(), map(looks.__contains__, heads))) if looks else []
 
     @cached_property
     def _turns(self) -> dict[bytes, list[int]]:
         """Return the numbers of the commands that change where the others are."""
+        heads = self.heads
         found: dict[bytes, list[int]] = {b"MULTI": [], b"EXEC": [], b"SELECT": []}
-        for number in self._suspects:
-            name = self.commands[number][0].upper()
-            if name in found:
-                found[name].append(number)
+        turns = {head for head in self._kinds if read_head(head)[0] in found}
+        for number in self._suspects if turns else ():
+            if heads[number] in turns:
+                found[read_head(heads[number])[0]].append(number)
         return found
 
     @cached_property
@@ -140,11 +172,11 @@ class Sheet:
         return [self.batch.db, *map(self._selected, self._turns[b"SELECT"])]
 
     def __len__(self) -> int:
-        return len(self.commands)
+        return len(self.ends)
 
     def _selected(self, number: int) -> int:
         try:
-            _, db = self.commands[number]
+            _, db = self.words_of(number)
             return int(db)
         except ValueError:
             raise no_commands(self.start_of(number)) from None
@@ -212,7 +244,7 @@ class Sheet:
 
     def edited(self, number: int, moment: Moment) -> Edited | None:
         """Return what is sent instead of a command; UntoldError if nobody can tell."""
-        begin, words = self.start_of(number), self.commands[number]
+        begin, words = self.start_of(number), self.words_of(number)
         time = self.receipts.of(self.ends[number])
         db = self._db_at(number)
         try:
@@ -260,14 +292,14 @@ class _Editing:
         self, numbers: Iterable[int], moment: Moment, without: Collection[int]
     ) -> None:
         """Put in place what the commands of these numbers, which rise, become."""
-        sheet, commands, ends = self._sheet, self._sheet.commands, self._sheet.ends
+        sheet, ends = self._sheet, self._sheet.ends
+        heads, left_out = sheet.heads, sheet.left_out
         is_simple = sheet.has_all and not without
         self._data = data = bytearray(self._data)
         behind_time = self._start + _NEWLINE
         until = shift = 0
         for number in numbers:
-            words = commands[number]
-            if words[0] in LEFT_OUT:
+            if heads[number] in left_out:
                 self._replace(number, ())
                 continue
             if is_simple and self._is_known:
@@ -277,7 +309,7 @@ class _Editing:
                 if end > until:
                     time, until = sheet.receipts.run(end)
                     shift = moment(time) - time
-                digits = moved_in_place(words, shift)
+                digits = moved_in_place(sheet.words_of(number), shift)
                 if digits is not None:
                     end -= behind_time
                     data[end - len(digits) : end] = digits
@@ -285,11 +317,7 @@ class _Editing:
             self._edit(number, moment, is_left_out=number in without)
 
     def _edit(self, number: int, moment: Moment, *, is_left_out: bool) -> None:
-        words = self._sheet.commands[number]
-        name = words[0].upper()
-        if name in LEFT_OUT:
-            self._replace(number, ())
-            return
+        name = self._sheet.name_of(number)
         if not self._is_known and name == b"SELECT":
             self._copy(number)
         elif not self._is_known:
@@ -305,7 +333,7 @@ class _Editing:
         if name == b"SELECT":
             self._is_known = True
             if edited is None:
-                self._select(int(words[1]))
+                self._select(int(self._sheet.words_of(number)[1]))
         if edited is not None:
             self._replace(number, edited)
 
