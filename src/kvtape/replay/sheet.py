@@ -85,7 +85,7 @@ class Parcel:
 
 
 class Sheet:
-    """A batch of the stream, parsed. Numbers count its commands.
+    """A batch of the stream, cut into commands. Numbers count them.
 
     VerificationError if it is none of commands.
     """
@@ -95,6 +95,7 @@ class Sheet:
         self.receipts = Receipts(batch.facts)
         self._selection = selection
         self._parser = CommandParser()
+        self._parsed: list[Words] | None = None
 
     def parse(self) -> None:
         """Parse now what will be needed, as another thread may while one waits.
@@ -103,7 +104,7 @@ class Sheet:
         """
         _ = self._turns
         if len(self._suspects) * _MANY > len(self):
-            _ = self._commands
+            self._parsed = self.batch.parsed()
 
     @cached_property
     def _outline(self) -> Outline:
@@ -124,10 +125,6 @@ class Sheet:
         """What the commands begin with."""
         return self._outline.heads
 
-    @cached_property
-    def _commands(self) -> list[Words]:
-        return self.batch.parsed()
-
     @property
     def ends(self) -> list[int]:
         """The offsets that the commands end at."""
@@ -135,8 +132,8 @@ class Sheet:
 
     def words_of(self, number: int) -> Words:
         """Return a command."""
-        if "_commands" in self.__dict__:
-            return self._commands[number]
+        if self._parsed is not None:
+            return self._parsed[number]
         own = self.bytes_of(self.start_of(number), self.ends[number])
         return self._parser.parse(own)
 
