@@ -99,6 +99,12 @@ class _Owed:
     head: int
     tail: int
 
+    @property
+    def count(self) -> int:
+        """How many replies there are in all, with those to MULTI and EXEC."""
+        own = self.head + len(self.parcel.numbers) + self.tail
+        return self.guard + 1 + own + 1
+
 
 class Line:
     """One connection. send() transactions, and ask for the answer() to each, in turn.
@@ -161,8 +167,7 @@ class Line:
         ServerError if the server is gone, or takes nothing.
         """
         owed = self._owed.popleft()
-        count = owed.head + len(owed.parcel.numbers) + owed.tail
-        replies = await self._client.replies(owed.guard + 1 + count + 1)
+        replies = await self._client.replies(owed.count)
         result = replies.pop()
         if isinstance(result, list):
             return Answer(True, _failures(owed.parcel, owed.head, result))
@@ -192,8 +197,7 @@ class Line:
         """
         while self._owed:
             owed = self._owed.popleft()
-            count = owed.head + len(owed.parcel.numbers) + owed.tail
-            *_, result = await self._client.replies(owed.guard + 1 + count + 1)
+            *_, result = await self._client.replies(owed.count)
             if isinstance(result, list):
                 raise TargetError(
                     "the target carried out a transaction behind one that it refused, "

@@ -186,9 +186,7 @@ class Player:
             memory = self._behind(again.parcel).encode()
             await self._line.send([(again.parcel, memory)])
             answer = await self._line.answer()
-            told = self._count(sent, answer.failures)
-            if told and self._stops:
-                await self._end_with(told, is_refused=not answer.was_done)
+            self._count(sent, answer.failures)
         self._pass(sent.parcel, sent.now)
 
     def _pass(self, parcel: Parcel, now: float) -> None:
