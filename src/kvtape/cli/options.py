@@ -90,8 +90,8 @@ def parse_announced(text: str | None) -> tuple[str, int] | None:
     host, port = parse_address(text)
     if not host or not port:
         raise UsageError(
-            f"--announce {text!r} lacks a host or a port: give the HOST:PORT at which "
-            "the primary can reach this machine"
+            f"--announce {text!r} lacks a host or a port, and it needs both: HOST:PORT "
+            "at which this machine is reached"
         )
     return host, port
 

@@ -20,7 +20,7 @@ from kvtape.replay.into import ReplayResult, replay_into
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.progress import Progress
 from kvtape.replay.selection import Selection
-from kvtape.server.url import parse_address, parse_url
+from kvtape.server.url import parse_url
 from kvtape.tape.glob import parse_glob
 from kvtape.tape.point import format_time
 
@@ -176,7 +176,7 @@ def replay(
         None if delay is None else options.parse_duration(delay, "--delay"),
         on_error == "stop",
         force,
-        _address(announce),
+        options.parse_announced(announce),
     )
     _must_fit(request, speed, to_latest=to_latest)
     console = output.stderr_console()
@@ -230,13 +230,6 @@ def _speed(text: str | None, *, follow: bool) -> float | None:
             f"--speed {text!r} is no speed: give 1, another number, or max"
         )
     return speed
-
-
-def _address(text: str | None) -> tuple[str, int] | None:
-    address = None if text is None else parse_address(text)
-    if address is not None and not all(address):
-        raise UsageError("--announce needs both: HOST:PORT")
-    return address
 
 
 def _databases(text: str) -> tuple[int, int]:

@@ -384,8 +384,5 @@ def _place(
         return ServeOptions(host, port, password, force)
     if into is not None:
         url = parse_url(into).with_tls(tls).with_password(password)
-        address = None if announce is None else parse_address(announce)
-        if address is not None and not all(address):
-            raise UsageError("--announce needs both: HOST:PORT")
-        return IntoOptions(url, address, force)
+        return IntoOptions(url, options.parse_announced(announce), force)
     return None
