@@ -64,7 +64,8 @@ class Stories:
     brackets_all: bool
     of: dict[Place, Story] = field(default_factory=dict)
     alive: dict[Place, _Life] = field(default_factory=dict)
-    # Those whose last element was taken.
+    # Those that may be gone: whose last element was taken, or that may have expired
+    # before there was a stream to say so.
     _faded: dict[Place, _Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +81,9 @@ class Stories:
         one = self.written[number]
         if one.entry is None or one.entry.words[0] not in _AT_LARGE:
             return one.touches
+        # Whatever names a key has looked for it; these take what is there.
+        if one.row is not None:
+            self._fade_what_may_have_expired_early()
         words = one.entry.words
         if words[0] == b"SWAPDB":
             self._swap(
@@ -114,6 +118,14 @@ class Stories:
         life.is_sure = entry.words[0] not in _TAKES
         if touch.effect == "empties":
             self._faded[place] = self.alive.pop(place)
+
+    def _fade_what_may_have_expired_early(self) -> None:
+        """Be unsure of keys with a TTL that nothing was done to while it was recorded."""
+        for place, life in list(self.alive.items()):
+            if life.may_expire and all(
+                self.written[number].row is None for number in life.needed
+            ):
+                self._faded[place] = self.alive.pop(place)
 
     def _life(self, place: Place) -> _Life:
         """Return the life of a key, which begins if it was not there."""
