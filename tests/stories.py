@@ -120,7 +120,7 @@ class Stories:
             self._faded[place] = self.alive.pop(place)
 
     def _fade_what_may_have_expired_early(self) -> None:
-        """Be unsure of keys with a TTL that nothing was done to while it was recorded."""
+        """Be unsure of keys with a TTL that nothing was done to since."""
         for place, life in list(self.alive.items()):
             if life.may_expire and all(
                 self.written[number].row is None for number in life.needed
