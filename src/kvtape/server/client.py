@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import Final
 
 import hiredis
 import trio
@@ -46,6 +47,10 @@ _RECEIVE = 64 * 1024
 # which takes longer than all else where replies are as short as +QUEUED.
 _PIECE = 1024
 
+# What hiredis says if there is no whole reply. By default it says False, as which a
+# reply of 0 counts.
+_NOTHING: Final = object()
+
 # What is not answered, where no single command is waited for.
 _UNNAMED = ("what was sent",)
 
@@ -70,7 +75,7 @@ class Client:
     def __init__(self, stream: Stream, url: ServerUrl) -> None:
         self.url = url
         self._stream = stream
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._unfed = memoryview(b"")
         self._has_heard = False
 
@@ -118,11 +123,18 @@ class Client:
         Of those that are there already, each costs a tenth of what reply() takes.
         """
         replies: list[object] = []
+        await self.add_replies(replies, count)
+        return replies
+
+    async def add_replies(self, replies: list[object], count: int) -> None:
+        """Add the same to some until they are so many.
+
+        It may be cancelled, and those that came are there.
+        """
         while len(replies) < count:
-            replies += islice(iter(self._reader.gets, False), count - len(replies))
+            replies += islice(iter(self._reader.gets, _NOTHING), count - len(replies))
             if len(replies) < count and not self._feed():
                 replies.append(await self._hear_out(_UNNAMED, REPLY_TIMEOUT))
-        return replies
 
     def _feed(self) -> bool:
         """Feed the reader a piece of what has come; return whether there was any."""
@@ -184,7 +196,7 @@ class Client:
         return ServerError(f"{self.url.address} went away: {error}")
 
     async def _receive(self, hear: Callable[[], None]) -> object:
-        while (reply := self._reader.gets()) is False:
+        while (reply := self._reader.gets()) is _NOTHING:
             if self._feed():
                 continue
             data = bytes(await self._stream.receive_some(_RECEIVE))
