@@ -18,7 +18,7 @@ UNUSED = {
     "history": {"trio", "kvtape.record", "kvtape.restore"},
     "diff": {"kvtape.record", "kvtape.audit"},
     "restore": {"kvtape.record", "kvtape.audit"},
-    "replay": {"kvtape.record", "kvtape.audit"},
+    "replay": {"kvtape.record", "kvtape.audit", "kvtape.restore"},
     "check": {"kvtape.restore", "kvtape.audit"},
     "record": {"kvtape.restore", "kvtape.audit"},
     "status": {"kvtape.restore", "kvtape.audit"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from kvtape.cli.app import app
 from kvtape.errors import INTERRUPTED, Error
 from kvtape.garbage import collect_seldom
 
@@ -13,6 +12,9 @@ from kvtape.garbage import collect_seldom
 def main() -> NoReturn:
     """Run a verb. What we can explain is one line; what we cannot is a bug."""
     collect_seldom()
+    # Behind that, as the modules are many objects, too.
+    from kvtape.cli.app import app
+
     try:
         app()
     except Error as error:

@@ -7,6 +7,7 @@ look for some took an eighth of the time of an audit and a replay.
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 # What is parsed and not yet used: some MiB of the shortest commands.
@@ -14,6 +15,8 @@ _OBJECTS = 200_000
 
 
 def collect_seldom() -> None:
-    """Look for cycles seldom, for the whole process: called where one begins."""
+    """Look for cycles seldom, and not at the end: called where a process begins."""
     _, *others = gc.get_threshold()
     gc.set_threshold(_OBJECTS, *others)
+    # What is frozen is not looked through: it goes with the process.
+    atexit.register(gc.freeze)

@@ -27,7 +27,6 @@ from kvtape.replay.course import behind, must_be_whole, next_slices
 from kvtape.replay.fence import be_alone
 from kvtape.replay.fit import in_use, unfit
 from kvtape.replay.line import TargetError, open_line
-from kvtape.replay.loading import begin_with_snapshot, load
 from kvtape.replay.memory import Position, replay_id
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.player import Player
@@ -154,6 +153,8 @@ class _Replay:
         start, end = options.start, options.end
         loaded: ToOffset | None = None
         if options.with_snapshot:
+            from kvtape.replay.loading import begin_with_snapshot
+
             loaded, end = begin_with_snapshot(folder, catalogue, start, end)
             start = loaded
         span = choose_span(catalogue, start, end)
@@ -222,6 +223,9 @@ class _Replay:
     async def _begin(self, client: Client, opened: _Opened) -> Position:
         """Bring the target to where the replay begins."""
         if opened.start is not None:
+            # All that a restore needs is imported with it.
+            from kvtape.replay.loading import load
+
             job = await load(self._options, opened.start, self._watch, self._now())
             plan = job.plan
             position = Position(opened.own, plan.replid, plan.offset, job.resolved.time)
