@@ -100,9 +100,10 @@ def outlined(batch: Batch) -> list[tuple[int, tuple[bytes, int], list[bytes]]]:
         (
             end,
             read_head(head),
-            parser.parse(batch.data[begin - batch.start : end - batch.start]),
+            words,
         )
         for begin, end, head in zip(starts, outline.ends, outline.heads, strict=False)
+        for words in parser.parse(batch.data[begin - batch.start : end - batch.start])
     ]
 
 

@@ -119,6 +119,9 @@ def test_what_expires_is_moved_in_its_place(tmp_path: Path) -> None:
         ("PEXPIREAT", "a", late),
         ("PEXPIREAT", "a", soon, "GT"),
         ("SET", "PXAT", soon),
+        ("SET", "a", 1, "IFEQ", soon),
+        ("SET", "a", 1, "IFEQ", f"$4\r\nPXAT\r\n$13\r\n{soon}"),
+        ("SET", "a", 1, "PXAT", f"{soon:014}"),
         ("SETEX", "a", 7, "PXAT"),
         ("INCR", "n"),
     ]

@@ -7,6 +7,7 @@ cannot be moved is passed on as it is, as a replay is a client's work and no cop
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -17,9 +18,14 @@ from kvtape.tape.ttls import Ttls
 NAMES: Final = absolute_ttl.NAMES | ttl_commands.NAMES
 """The commands that may have an expiry."""
 
+ENDS_WITH_TIME: Final = frozenset(
+    {b"*5\r\n$3\r\nSET\r\n", b"*3\r\n$9\r\nPEXPIREAT\r\n"}
+)
+"""The heads of commands that may end with a time, and no other; see last_times()."""
+
 # Times in ms have as many digits from the year 2001 to 2286.
+DIGITS: Final = 13
 _FIRST = 10**12
-_DIGITS = 13
 
 
 def moved(words: Command, time: int, moment: int) -> Command | None:
@@ -34,20 +40,27 @@ def moved(words: Command, time: int, moment: int) -> Command | None:
     return None if changed == words else changed
 
 
-def moved_in_place(words: Command, shift: int) -> bytes | None:
-    """Return what to write over the last word of a command, moved by shift (ms).
+def last_times(commands: Sequence[Command]) -> list[int | None]:
+    """Return the time (ms) that each of some commands ends with, in DIGITS digits.
 
-    It has as many digits. None for a command that does not end with a time, and one
-    whose time becomes longer or shorter: of these moved() knows more.
+    Their heads are in ENDS_WITH_TIME. None for one of which moved() knows more.
     """
-    if len(words) == 5:
-        ends_with_time = words[3] == b"PXAT" and words[0] == b"SET"
-    else:
-        ends_with_time = len(words) == 3 and words[0] == b"PEXPIREAT"
-    if not ends_with_time or len(words[-1]) != _DIGITS or not words[-1].isdigit():
+    return [
+        int(digits)
+        if len(digits) == DIGITS
+        and digits.isdigit()
+        and (len(words) == 3 or words[3] == b"PXAT")
+        else None
+        for words in commands
+        for digits in (words[-1],)
+    ]
+
+
+def moved_times(times: Sequence[int], shift: int) -> list[bytes] | None:
+    """Return times moved by shift (ms); None if one has other than DIGITS digits."""
+    if min(times) + shift < _FIRST or max(times) + shift >= 10 * _FIRST:
         return None
-    time = int(words[-1]) + shift
-    return b"%d" % time if _FIRST <= time < 10 * _FIRST else None
+    return [b"%d" % (time + shift) for time in times]
 
 
 # Commands that came at once have one shift, and making it takes a third of all this.

@@ -11,9 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, count
+from struct import Struct
+from typing import NamedTuple
 
 from kvtape.errors import VerificationError
-from kvtape.replay.moving import moved_in_place
+from kvtape.replay.moving import DIGITS, ENDS_WITH_TIME, last_times, moved_times
 from kvtape.replay.selection import (
     LEFT_OUT,
     Edited,
@@ -43,6 +45,8 @@ MOST_BYTES = 256 * 1024
 _MANY = 3
 
 _NEWLINE = len("\r\n")
+
+_PUT = Struct(f"{DIGITS}s").pack_into
 
 # Returns the moment of replay (ms) for a recorded time.
 Moment = Callable[[int], int]
@@ -84,6 +88,14 @@ class Parcel:
         return not self.data
 
 
+class Timed(NamedTuple):
+    """Commands that end with a time: their numbers and ends, and their times (ms)."""
+
+    numbers: list[int]
+    ends: list[int]
+    times: list[int]
+
+
 class Sheet:
     """A batch of the stream, cut into commands. Numbers count them.
 
@@ -103,12 +115,22 @@ class Sheet:
         VerificationError if it is none of commands.
         """
         _ = self._turns
-        if len(self._suspects) * _MANY > len(self):
+        if len(self._others) * _MANY > len(self):
             self._parsed = self.batch.parsed()
 
     @cached_property
     def _outline(self) -> Outline:
         return self.batch.outline()
+
+    @cached_property
+    def heads(self) -> list[bytes]:
+        """What the commands begin with."""
+        return self._outline.heads
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The offsets that the commands end at."""
+        return self._outline.ends
 
     @cached_property
     def _kinds(self) -> set[bytes]:
@@ -120,22 +142,15 @@ class Sheet:
         """The heads of what is never sent."""
         return {head for head in self._kinds if read_head(head)[0] in LEFT_OUT}
 
-    @property
-    def heads(self) -> list[bytes]:
-        """What the commands begin with."""
-        return self._outline.heads
-
-    @property
-    def ends(self) -> list[int]:
-        """The offsets that the commands end at."""
-        return self._outline.ends
-
     def words_of(self, number: int) -> Words:
         """Return a command."""
         if self._parsed is not None:
             return self._parsed[number]
-        own = self.bytes_of(self.start_of(number), self.ends[number])
-        return self._parser.parse(own)
+        (words,) = self._parser.parse(self._bytes_of(number))
+        return words
+
+    def _bytes_of(self, number: int) -> bytes:
+        return self.bytes_of(self.start_of(number), self.ends[number])
 
     def name_of(self, number: int) -> bytes:
         """Return the name of a command, in upper case."""
@@ -144,14 +159,41 @@ class Sheet:
     @cached_property
     def _suspects(self) -> list[int]:
         """The numbers of the commands that may need a change."""
-        heads, least_words = self.heads, self._selection.least_words
+        least_words = self._selection.least_words
         looks = set()
         for head in self._kinds:
             name, words = read_head(head)
             if (least := least_words(name)) is not None and words >= least:
                 looks.add(head)
+        return self._numbers_with(looks)
+
+    def _numbers_with(self, heads: Collection[bytes]) -> list[int]:
         # Most commands of most streams get by without a step of Python's.
-        return list(compress(count(), map(looks.__contains__, heads))) if looks else []
+        if not heads:
+            return []
+        return list(compress(count(), map(heads.__contains__, self.heads)))
+
+    @cached_property
+    def timed(self) -> Timed:
+        """The commands in which nothing is changed but the time that they end with."""
+        numbers = (
+            self._numbers_with(ENDS_WITH_TIME & self._kinds) if self.has_all else []
+        )
+        data = self.batch.data
+        if len(numbers) < len(self):
+            data = b"".join(map(self._bytes_of, numbers))
+        found = last_times(self._parser.parse(data))
+        times = [time for time in found if time is not None]
+        if len(times) < len(found):
+            are_timed = [time is not None for time in found]
+            numbers = list(compress(numbers, are_timed))
+        return Timed(numbers, [self.ends[number] for number in numbers], times)
+
+    @cached_property
+    def _others(self) -> list[int]:
+        """The commands that may need another change."""
+        timed = set(self.timed.numbers)
+        return [number for number in self._suspects if number not in timed]
 
     @cached_property
     def _turns(self) -> dict[bytes, list[int]]:
@@ -159,9 +201,8 @@ class Sheet:
         heads = self.heads
         found: dict[bytes, list[int]] = {b"MULTI": [], b"EXEC": [], b"SELECT": []}
         turns = {head for head in self._kinds if read_head(head)[0] in found}
-        for number in self._suspects if turns else ():
-            if heads[number] in turns:
-                found[read_head(heads[number])[0]].append(number)
+        for number in self._numbers_with(turns):
+            found[read_head(heads[number])[0]].append(number)
         return found
 
     @cached_property
@@ -218,17 +259,15 @@ class Sheet:
     ) -> Parcel:
         """Return what to send of the commands from first to before last."""
         editing = _Editing(self, first, last, self._db_at(first))
-        looked_at = self._looked_at(first, last, without)
-        if looked_at:
-            editing.edit(looked_at, moment, without)
+        if without or self._db_at(first) == NO_DB:
+            looked_at = sorted({*_between(self._suspects, first, last), *without})
+        else:
+            looked_at = _between(self._others, first, last)
+            if left := editing.move(moment):
+                looked_at = sorted([*looked_at, *left])
+        for number in looked_at:
+            editing.edit(number, moment, is_left_out=number in without)
         return editing.parcel()
-
-    def _looked_at(
-        self, first: int, last: int, without: Collection[int]
-    ) -> Sequence[int]:
-        low = bisect_left(self._suspects, first)
-        found = self._suspects[low : bisect_left(self._suspects, last)]
-        return sorted({*found, *without}) if without else found
 
     def _db_at(self, number: int) -> int:
         """Return the database selected before a command."""
@@ -268,6 +307,11 @@ class Sheet:
         must_be_known(self._db_at(number), self.start_of(number))
 
 
+def _between(numbers: list[int], first: int, last: int) -> list[int]:
+    """Return those of numbers, which rise, that are from first to before last."""
+    return numbers[bisect_left(numbers, first) : bisect_left(numbers, last)]
+
+
 class _Editing:
     """Puts a parcel together: bytes of the stream, and what stands in their place."""
 
@@ -285,36 +329,36 @@ class _Editing:
         self._is_known = db != NO_DB
         self._has_swap = False
 
-    def edit(
-        self, numbers: Iterable[int], moment: Moment, without: Collection[int]
-    ) -> None:
-        """Put in place what the commands of these numbers, which rise, become."""
-        sheet, ends = self._sheet, self._sheet.ends
-        heads, left_out = sheet.heads, sheet.left_out
-        is_simple = sheet.has_all and not without
-        self._data = data = bytearray(self._data)
-        behind_time = self._start + _NEWLINE
-        until = shift = 0
-        for number in numbers:
-            if heads[number] in left_out:
-                self._replace(number, ())
-                continue
-            if is_simple and self._is_known:
-                # What most of a busy stream's expiries are; all else takes ten times
-                # as long.
-                end = ends[number]
-                if end > until:
-                    time, until = sheet.receipts.run(end)
-                    shift = moment(time) - time
-                digits = moved_in_place(sheet.words_of(number), shift)
-                if digits is not None:
-                    end -= behind_time
-                    data[end - len(digits) : end] = digits
-                    continue
-            self._edit(number, moment, is_left_out=number in without)
+    def move(self, moment: Moment) -> list[int]:
+        """Move the times that commands end with; return which of them need more."""
+        timed, receipts = self._sheet.timed, self._sheet.receipts
+        low, high = (bisect_left(timed.numbers, n) for n in (self._first, self._last))
+        left: list[int] = []
+        if low < high:
+            self._data = bytearray(self._data)
+        while low < high:
+            time, until = receipts.run(timed.ends[low])
+            stop = bisect_right(timed.ends, until, low, high)
+            moved = moved_times(timed.times[low:stop], moment(time) - time)
+            if moved is None:
+                left += timed.numbers[low:stop]
+            else:
+                self._overwrite(timed.ends[low:stop], moved)
+            low = stop
+        return left
 
-    def _edit(self, number: int, moment: Moment, *, is_left_out: bool) -> None:
-        name = self._sheet.name_of(number)
+    def _overwrite(self, ends: Iterable[int], times: Iterable[bytes]) -> None:
+        begin = self._start + DIGITS + _NEWLINE
+        for end, digits in zip(ends, times, strict=True):
+            _PUT(self._data, end - begin, digits)
+
+    def edit(self, number: int, moment: Moment, *, is_left_out: bool) -> None:
+        """Put in place what a command becomes; their numbers rise."""
+        sheet = self._sheet
+        if sheet.heads[number] in sheet.left_out:
+            self._replace(number, ())
+            return
+        name = sheet.name_of(number)
         if not self._is_known and name == b"SELECT":
             self._copy(number)
         elif not self._is_known:

@@ -98,7 +98,7 @@ class Batch:
         """Return all commands; VerificationError where the bytes are no commands."""
         if not self.is_lost:
             try:
-                commands = _parsed(self.data)
+                commands = CommandParser().parse(self.data)
                 if self._has_all(commands):
                     return commands
             except (hiredis.ProtocolError, TypeError, MemoryError):
@@ -218,33 +218,26 @@ def _outline(commands: Sequence[Words], start: int) -> Outline:
 
 
 class CommandParser:
-    """Parses commands one by one, of which an outline told that they are some."""
+    """Parses bytes of which it is known that they are whole commands."""
 
     def __init__(self) -> None:
         # To make one takes longer than to parse a command with it.
         self._reader = hiredis.Reader()
 
-    def parse(self, data: bytes) -> Words:
-        """Return the words of a command."""
-        self._reader.feed(data)
-        words: Words = self._reader.gets()
-        return words
-
-
-def _parsed(data: bytes) -> list[Words]:
-    reader = hiredis.Reader()
-    commands: list[Words] = []
-    # Half of the time went into looking for cycles among the lists, which have none.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for position in range(0, len(data), PIECE):
-            reader.feed(data[position : position + PIECE])
-            commands += iter(reader.gets, False)
-    finally:
-        if collects:
-            gc.enable()
-    return commands
+    def parse(self, data: bytes) -> list[Words]:
+        """Return all commands."""
+        commands: list[Words] = []
+        # Looking for cycles among the lists, which have none, took half of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            for position in range(0, len(data), PIECE):
+                self._reader.feed(data[position : position + PIECE])
+                commands += iter(self._reader.gets, False)
+        finally:
+            if collects:
+                gc.enable()
+        return commands
 
 
 def _is_command(parsed: object) -> bool:
