@@ -22,9 +22,9 @@ from kvtape.errors import (
     ServerError,
 )
 from kvtape.replay.into import replay_into
-from kvtape.replay.line import TargetError
 from kvtape.replay.memory import KEY, Position
 from kvtape.replay.progress import Progress
+from kvtape.replay.refusal import TargetError
 from kvtape.replay.selection import Selection
 from kvtape.server.url import ServerUrl
 from kvtape.tape.glob import parse_glob

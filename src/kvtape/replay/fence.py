@@ -14,7 +14,7 @@ import re
 
 import trio
 
-from kvtape.replay.line import TargetError
+from kvtape.replay.refusal import TargetError
 from kvtape.server.client import Client, ReplyError
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ ID, as one that was restored into has; never one that has it now.
 from __future__ import annotations
 
 from kvtape.errors import DestinationError, Error, IdentityError
-from kvtape.replay.line import TargetError
+from kvtape.replay.refusal import TargetError
 from kvtape.server.info import ServerInfo
 from kvtape.tape.catalogue import Catalogue
 from kvtape.tape.documents import Source

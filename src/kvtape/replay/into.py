@@ -26,11 +26,12 @@ from kvtape.replay import memory
 from kvtape.replay.course import behind, must_be_whole, next_slices
 from kvtape.replay.fence import be_alone
 from kvtape.replay.fit import in_use, unfit
-from kvtape.replay.line import TargetError, open_line
+from kvtape.replay.line import open_line
 from kvtape.replay.memory import Position, replay_id
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.player import Player
 from kvtape.replay.progress import Progress
+from kvtape.replay.refusal import TargetError
 from kvtape.replay.sheet import Sheet
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.client import Client, open_client
@@ -325,4 +326,8 @@ async def _read(sheets: Iterator[Sheet], send: trio.MemorySendChannel[Sheet]) ->
             )
             if sheet is None:
                 return
-            await send.send(sheet)
+            try:
+                await send.send(sheet)
+            except trio.BrokenResourceError:
+                # Nobody takes it any more. Whoever did has ended with an error.
+                return

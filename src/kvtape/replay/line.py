@@ -6,28 +6,41 @@ have the server wait. But none must be carried out behind one that was not, as w
 server refused to take a command of it. So before each that follows one whose answer is
 not known stands a guard: the memory is watched (WATCH), and a script touches it unless
 it is what the transaction before wrote; then the server does not carry out this one
-either, nor any behind it, and they can be sent again.
+either, nor any behind it, and they can be sent again. The script touches it by an
+expiry, which it takes away at once: no limit of memory forbids that.
 
-The script touches it by an expiry, which it takes away at once: no limit of memory
-forbids that. A server may have no scripts, or a user may not be allowed any: then one
-transaction goes out at a time.
+Short commands take a server a tenth longer in a transaction than by themselves, most of
+it to say of each that it is queued. So where the server allows that, a transaction with
+a guard is quiet: CLIENT REPLY OFF stands before MULTI, and CLIENT REPLY ON both behind
+it and behind EXEC, each with a PING. If it is carried out, both are, and the answers to
+its commands stand in between, in no array; else only the second is. Valkey from 9.0 on
+allows no CLIENT REPLY in a transaction, just since the array is missing.
+
+Why a transaction with a guard was not carried out is not asked: it is sent again alone,
+without one. A server may have no scripts, or a user may not be allowed any: then each
+is sent alone.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import NoReturn
 
 import hiredis
+import trio
 
 from kvtape.errors import ServerError
 from kvtape.replay.memory import DB, KEY
+from kvtape.replay.refusal import TargetError, must_take
 from kvtape.replay.sheet import Parcel
 from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
-from kvtape.server.client import Client, ReplyError
+from kvtape.server.client import REPLY_TIMEOUT, Client, ReplyError
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +48,8 @@ _MULTI = pack("MULTI")
 _EXEC = pack("EXEC")
 _WATCH = pack("WATCH", KEY)
 _SELECT_MEMORY = pack("SELECT", DB)
+_QUIET = pack("CLIENT", "REPLY", "OFF")
+_LOUD = pack("CLIENT", "REPLY", "ON")
 
 # In the year 2286.
 _FAR = 10**13 - 1
@@ -44,34 +59,16 @@ _GUARD = (
     f"redis.call('PEXPIREAT', KEYS[1], {_FAR}) redis.call('PERSIST', KEYS[1]) end"
 )
 
-# Of the replies to a guard.
-_GUARDS = 2
+# What is answered to WATCH and to the guard.
+_GUARDED: list[object] = [b"OK", None]
 
-# What a server answers for its own state, whatever the command: nothing goes on then.
-_STATES = {
-    "OOM": "it is out of memory: raise its maxmemory",
-    "READONLY": "it has become a read-only replica",
-    "MISCONF": "it refuses writes because it cannot save",
-    "LOADING": "it is loading",
-    "MASTERDOWN": "it is a replica whose primary is gone",
-    "NOREPLICAS": "it lacks the replicas that min-replicas-to-write asks for",
-    "CLUSTERDOWN": "it is a cluster node, and its cluster is down",
-    "MOVED": "it is a cluster node",
-    "CROSSSLOT": "it is a cluster node",
-    "NOAUTH": "it asks for a password",
-    "BUSY": "it runs a script that does not end",
-}
+# What a PING says, before the mark of a transaction.
+_DONE = b"kvtape: done "
+_OVER = b"kvtape: over "
+_IS_DONE = re.compile(re.escape(_DONE) + rb"(\d+)")
 
-# The states that pass by themselves.
-_PASSING = {"LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "MISCONF"}
-
-
-class TargetError(ServerError):
-    """The target cannot be replayed into, or not now: is_passing says that it may."""
-
-    def __init__(self, message: str, *, is_passing: bool = False) -> None:
-        super().__init__(message)
-        self.is_passing = is_passing
+# For so long (s) a server may be silent until it is asked whether it is there.
+_ASK_AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +89,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Owed:
-    """Which replies a transaction owes: to its guard, and before and after its own."""
+    """A transaction whose answer is owed.
+
+    head and tail are how many commands stand before and after those of its parcel. The
+    mark is of one with a guard.
+    """
 
     parcel: Parcel
-    guard: int
+    memory: bytes
     head: int
     tail: int
+    mark: int | None
 
     @property
     def count(self) -> int:
-        """How many replies there are in all, with those to MULTI and EXEC."""
-        own = self.head + len(self.parcel.numbers) + self.tail
-        return self.guard + 1 + own + 1
+        """How many replies the commands within it owe."""
+        return self.head + len(self.parcel.numbers) + self.tail
 
 
 class Line:
@@ -112,12 +113,18 @@ class Line:
     Between transactions the database of the memory is selected.
     """
 
-    def __init__(self, client: Client, *, is_guarded: bool) -> None:
+    def __init__(self, client: Client, *, is_guarded: bool, is_quiet: bool) -> None:
         self.is_guarded = is_guarded
+        self._is_quiet = is_quiet
         self._client = client
         self._known_db = DB
+        # What the last that was sent writes, and the last of which it is known wrote.
         self._memory = b""
+        self._written: bytes | None = None
+        self._marks = count()
         self._owed: deque[_Owed] = deque()
+        # Replies that came while it was waited for another.
+        self._heard: list[object] = []
 
     @property
     def waiting(self) -> int:
@@ -152,57 +159,169 @@ class Line:
         """
         pieces: list[bytes] = []
         for parcel, memory in transactions:
-            if self._owed:
-                pieces += (_WATCH, pack("EVAL", _GUARD, 1, KEY, self._memory))
-            guard = _GUARDS if self._owed else 0
+            mark = next(self._marks) if self._owed else None
             head, tail = _around(parcel, memory)
-            pieces += (_MULTI, *head, parcel.data, *tail, _EXEC)
-            self._owed.append(_Owed(parcel, guard, len(head), len(tail)))
+            own = (*head, parcel.data, *tail)
+            if mark is None:
+                pieces += (_MULTI, *own, _EXEC)
+            else:
+                pieces += (_WATCH, pack("EVAL", _GUARD, 1, KEY, self._memory))
+                pieces += self._marked(mark, own)
+            self._owed.append(_Owed(parcel, memory, len(head), len(tail), mark))
             self._memory = memory
         await self._client.send_packed(b"".join(pieces))
+
+    def _marked(self, mark: int, own: Sequence[bytes]) -> list[bytes]:
+        done, over = pack("PING", _done(mark)), pack("PING", _over(mark))
+        if self._is_quiet:
+            return [_QUIET, _MULTI, _LOUD, done, *own, _EXEC, _LOUD, over]
+        return [_MULTI, done, *own, _EXEC]
 
     async def answer(self) -> Answer:
         """Return what became of the parcel that was sent first of those that wait.
 
-        ServerError if the server is gone, or takes nothing.
+        If it was not carried out, drop() what was sent behind it. Only of one that
+        nothing was sent with the failures tell why. ServerError if the server is gone,
+        or takes nothing.
         """
         owed = self._owed.popleft()
-        replies = await self._client.replies(owed.count)
-        result = replies.pop()
+        if owed.mark is None:
+            answer = await self._answer_alone(owed)
+        else:
+            answer = await self._answer_guarded(owed, owed.mark)
+        if answer.was_done:
+            self._written = owed.memory
+        return answer
+
+    async def _answer_alone(self, owed: _Owed) -> Answer:
+        _, *queued, result = await self._client.replies(1 + owed.count + 1)
         if isinstance(result, list):
-            return Answer(True, _failures(owed.parcel, owed.head, result))
-        own = replies[owed.guard + 1 :]
-        guard_failures = [r for r in replies[: owed.guard] if _is_error(r)]
-        failures = _failures(owed.parcel, owed.head, own)
-        for reply in (result, *guard_failures):
-            _must_take(reply)
-        if guard_failures:
-            raise TargetError(
-                f"the target does not let kvtape guard a transaction: "
-                f"{guard_failures[0]}"
-            )
-        if result is None:
-            raise TargetError(
-                "another client changed what the target remembers of this replay "
-                f"(the key {KEY.decode()})"
-            )
+            return Answer(True, _failures(owed, result))
+        if self._owed:
+            # What was sent behind it is dropped first, whatever it was that refused it.
+            return Answer(False)
+        failures = _failures(owed, queued)
+        must_take(result)
         if not failures:
             raise TargetError(f"the target refused a transaction: {result}")
         return Answer(False, failures)
 
+    async def _answer_guarded(self, owed: _Owed, mark: int) -> Answer:
+        answer = self._answer_quiet if self._is_quiet else self._answer_queued
+        replies = await answer(owed, mark)
+        if replies is None:
+            return Answer(False)
+        return Answer(True, _failures(owed, replies))
+
+    async def _answer_queued(self, owed: _Owed, mark: int) -> list[object] | None:
+        """Return the replies to the commands of a transaction that was carried out."""
+        replies = await self._client.replies(len(_GUARDED) + 1 + 1 + owed.count + 1)
+        result = replies[-1]
+        if replies[: len(_GUARDED)] != _GUARDED:
+            await self._end_out_of_turn(mark, replies)
+        return result[1:] if isinstance(result, list) else None
+
+    async def _answer_quiet(self, owed: _Owed, mark: int) -> list[object] | None:
+        """Return the same of a quiet one, or None if it was not carried out."""
+        done, over = [b"OK", _done(mark)], [b"OK", _over(mark)]
+        opening = await self._hear(len(_GUARDED) + len(over))
+        if opening == _GUARDED + over:
+            return None
+        if opening != _GUARDED + done:
+            await self._end_out_of_turn(mark, opening)
+        own = await self._hear(owed.count + len(over))
+        if own[owed.count :] != over:
+            await self._end_out_of_turn(mark, opening + own)
+        return own[: owed.count]
+
+    async def _hear(self, count: int) -> list[object]:
+        """Return so many replies, or fewer if the server has no more to say.
+
+        One that was told to be quiet, and then refused to be told anything, as it was
+        busy, says nothing until it is asked again.
+        """
+        replies, self._heard = self._heard[:count], self._heard[count:]
+        with trio.move_on_after(_ASK_AGAIN):
+            await self._client.add_replies(replies, count)
+        if len(replies) < count:
+            replies += await self._rest()
+            self._heard = replies[count:]
+        return replies[:count]
+
+    async def _end_out_of_turn(self, mark: int, replies: list[object]) -> NoReturn:
+        """Raise TargetError for replies that are none to a transaction with a guard.
+
+        So answers a server that refuses all it is told for a while, guards among it.
+        """
+        marks = [mark, *self._waiting_marks()]
+        replies = [*replies, *self._heard, *await self._rest()]
+        done = _marks_done(replies)
+        if marks[: len(done)] != done:
+            await self._forget()
+        errors = list(filter(_is_error, replies))
+        for error in errors:
+            must_take(error)
+        if errors:
+            raise TargetError(
+                f"the target does not let kvtape guard a transaction: {errors[0]}"
+            )
+        raise TargetError(
+            "the target did not take what it was sent, as where a script or a function "
+            "keeps it busy: try again later, and it goes on there",
+            is_passing=True,
+        )
+
+    def _waiting_marks(self) -> list[int]:
+        return [owed.mark for owed in self._owed if owed.mark is not None]
+
     async def drop(self) -> None:
         """Take the answers to all that wait, none of which was carried out.
 
-        They were sent behind one that was not; TargetError if the guard did not hold.
+        They were sent behind one that was not. TargetError if the guard did not hold,
+        or if it was another client that had the server not carry it out.
         """
-        while self._owed:
-            owed = self._owed.popleft()
-            *_, result = await self._client.replies(owed.count)
-            if isinstance(result, list):
-                raise TargetError(
-                    "the target carried out a transaction behind one that it refused, "
-                    "as its memory of this replay was taken away meanwhile: replay anew"
-                )
+        replies = [*self._heard, *await self._rest()]
+        self._owed.clear()
+        self._heard = []
+        if _marks_done(replies):
+            await self._forget()
+        remembered = await self._client.call("GET", KEY)
+        if self._written not in (None, remembered):
+            raise TargetError(
+                "another client changed what the target remembers of this replay "
+                f"(the key {KEY.decode()})"
+            )
+
+    async def _rest(self) -> list[object]:
+        """Return all that the server still has to say of what it was sent.
+
+        ServerError if it refuses to be asked, or is silent, for too long.
+        """
+        replies: list[object] = []
+        asked: list[bytes] = []
+        until = trio.current_time() + REPLY_TIMEOUT
+        while trio.current_time() < until:
+            asked.append(_over(next(self._marks)))
+            await self._client.send_packed(_LOUD + pack("PING", asked[-1]))
+            with trio.move_on_after(_ASK_AGAIN):
+                while asked[-1] not in replies:
+                    await self._client.add_replies(replies, len(replies) + 1)
+            if asked[-1] in replies:
+                answered = [reply in asked for reply in replies]
+                return replies[: answered.index(True) - 1]
+        for reply in replies:
+            must_take(reply)
+        raise ServerError(
+            f"{self._client.url.address} did not answer PING for {REPLY_TIMEOUT:.0f} s"
+        )
+
+    async def _forget(self) -> NoReturn:
+        """Have the target forget where it is, as it is elsewhere; raise TargetError."""
+        await self._client.call("DEL", KEY)
+        raise TargetError(
+            "the target carried out a transaction behind one that it refused, as it "
+            "was busy, or its memory of this replay was taken away: replay anew"
+        )
 
 
 async def open_line(client: Client) -> Line:
@@ -218,6 +337,7 @@ async def open_line(client: Client) -> Line:
             f"{error}; a replay sends transactions: allow +multi and +exec to the user"
         ) from None
     try:
+        await client.call("PING", _done(0))
         await client.call("WATCH", KEY)
         # It finds another memory than this and does what a guard does then, to know
         # that it may.
@@ -225,8 +345,42 @@ async def open_line(client: Client) -> Line:
         await client.call("UNWATCH")
     except ReplyError as error:
         _log.info("one transaction at a time, which is slower: %s", error)
-        return Line(client, is_guarded=False)
-    return Line(client, is_guarded=True)
+        return Line(client, is_guarded=False, is_quiet=False)
+    return Line(client, is_guarded=True, is_quiet=await _can_be_quiet(client))
+
+
+async def _can_be_quiet(client: Client) -> bool:
+    """Return whether a server allows what is asked of it for a quiet transaction."""
+    await client.call("MULTI")
+    try:
+        await client.call("CLIENT", "REPLY", "ON")
+    except ReplyError:
+        return False
+    finally:
+        await client.call("DISCARD")
+    return True
+
+
+def _done(mark: int) -> bytes:
+    return _DONE + b"%d" % mark
+
+
+def _over(mark: int) -> bytes:
+    return _OVER + b"%d" % mark
+
+
+def _marks_done(replies: Iterable[object]) -> list[int]:
+    """Return the marks of the transactions that replies say were carried out.
+
+    Those that are not quiet, if only as the server refused it, have it in an array.
+    """
+    found: list[int] = []
+    for reply in replies:
+        if isinstance(reply, list):
+            found += _marks_done(reply)
+        elif isinstance(reply, bytes) and (match := _IS_DONE.fullmatch(reply)):
+            found.append(int(match[1]))
+    return found
 
 
 def _around(parcel: Parcel, memory: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -247,28 +401,19 @@ def _is_error(reply: object) -> bool:
     return isinstance(reply, hiredis.ReplyError)
 
 
-def _failures(parcel: Parcel, head: int, replies: list[object]) -> tuple[Failure, ...]:
-    """Return what went wrong by the replies to a parcel's commands."""
+def _failures(owed: _Owed, replies: Sequence[object]) -> tuple[Failure, ...]:
+    """Return what went wrong by the replies to what is within a transaction."""
     if hiredis.ReplyError not in set(map(type, replies)):
         return ()
     found = []
-    last = head + len(parcel.numbers)
+    numbers, head = owed.parcel.numbers, owed.head
+    last = head + len(numbers)
     for at, reply in enumerate(replies):
         if isinstance(reply, hiredis.ReplyError):
-            _must_take(reply)
+            must_take(reply)
             if not head <= at < last:
                 raise TargetError(
                     f"the target does not let kvtape remember how far it is: {reply}"
                 )
-            found.append(Failure(parcel.numbers[at - head], str(reply)))
+            found.append(Failure(numbers[at - head], str(reply)))
     return tuple(found)
-
-
-def _must_take(reply: object) -> None:
-    """Raise TargetError if a reply says that the target takes nothing at all."""
-    kind = str(reply).partition(" ")[0]
-    if isinstance(reply, hiredis.ReplyError) and kind in _STATES:
-        raise TargetError(
-            f"the target takes nothing more: {_STATES[kind]} ({reply})",
-            is_passing=kind in _PASSING,
-        )

@@ -11,11 +11,12 @@ from typing import NoReturn
 import trio
 
 from kvtape.errors import PointError
-from kvtape.replay.line import Answer, Failure, Line, TargetError
+from kvtape.replay.line import Answer, Failure, Line
 from kvtape.replay.memory import Position
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.pace import Timeline
 from kvtape.replay.progress import Progress
+from kvtape.replay.refusal import TargetError
 from kvtape.replay.sheet import Parcel, Sheet, Untold
 
 _log = logging.getLogger(__name__)
@@ -160,34 +161,43 @@ class Player:
         answer = await self._line.answer()
         if answer.was_done:
             self._widen()
-            self._pass(sent.parcel, sent.now)
-        told = self._count(sent, answer.failures)
-        if told and self._stops:
-            await self._end_with(told, is_refused=not answer.was_done)
-        if not answer.was_done:
-            self._window = 1
-            behind, self._sent = self._sent, deque()
-            await self._line.drop()
-            await self._repeat(sent, answer)
-            await self._post(behind)
+            await self._note(sent, answer)
+            return
+        self._window = 1
+        behind, self._sent = self._sent, deque()
+        await self._line.drop()
+        await self._send_alone(sent)
+        await self._post(behind)
 
     def _widen(self) -> None:
         if self._line.is_guarded:
             self._window = min(2 * self._window, _MOST_WAITING)
 
-    async def _repeat(self, sent: _Sent, answer: Answer) -> None:
-        """Send a parcel again without what the target refuses to take into one."""
+    async def _send_alone(self, sent: _Sent) -> None:
+        """Send a parcel again, until it is without what the target refuses of it."""
+        parcel = sent.parcel
         without: set[int] = set()
-        while not answer.was_done:
-            without.update(failure.number for failure in answer.failures)
-            again = self._build(sent.sheet, sent.first, sent.last, sent.now, without)
-            if again.parcel.is_empty:
-                break
-            memory = self._behind(again.parcel).encode()
-            await self._line.send([(again.parcel, memory)])
+        while not parcel.is_empty:
+            await self._line.send([(parcel, self._behind(parcel).encode())])
             answer = await self._line.answer()
-            self._count(sent, answer.failures)
+            if answer.was_done:
+                await self._note(sent, answer)
+                return
+            told = self._count(sent, answer.failures)
+            if told and self._stops:
+                await self._end_with(told)
+            without.update(failure.number for failure in answer.failures)
+            parcel = self._build(
+                sent.sheet, sent.first, sent.last, sent.now, without
+            ).parcel
         self._pass(sent.parcel, sent.now)
+
+    async def _note(self, sent: _Sent, answer: Answer) -> None:
+        """Note what was carried out, and end it there if that is to be."""
+        self._pass(sent.parcel, sent.now)
+        told = self._count(sent, answer.failures)
+        if told and self._stops:
+            await self._end_with(told)
 
     def _pass(self, parcel: Parcel, now: float) -> None:
         """Note that a parcel is behind us."""
@@ -209,16 +219,14 @@ class Player:
                 _log.warning("the target answered to %s", told)
         return first
 
-    async def _end_with(self, told: str, *, is_refused: bool) -> NoReturn:
-        """Raise TargetError for an answer, once it is known what was done behind it.
-
-        Behind what the target refused to take nothing was.
-        """
-        while self._sent and not is_refused:
+    async def _end_with(self, told: str) -> NoReturn:
+        """Raise TargetError for an answer, once it is known what was done behind it."""
+        while self._sent:
             sent = self._sent.popleft()
             if not sent.parcel.is_empty:
                 answer = await self._line.answer()
                 if not answer.was_done:
+                    await self._line.drop()
                     break
                 self._count(sent, answer.failures)
             self._pass(sent.parcel, sent.now)
