@@ -159,25 +159,27 @@ class Sheet:
     @cached_property
     def _suspects(self) -> list[int]:
         """The numbers of the commands that may need a change."""
-        least_words = self._selection.least_words
+        heads, least_words = self.heads, self._selection.least_words
         looks = set()
         for head in self._kinds:
             name, words = read_head(head)
             if (least := least_words(name)) is not None and words >= least:
                 looks.add(head)
-        return self._numbers_with(looks)
-
-    def _numbers_with(self, heads: Collection[bytes]) -> list[int]:
         # Most commands of most streams get by without a step of Python's.
+        return list(compress(count(), map(looks.__contains__, heads))) if looks else []
+
+    def _suspects_with(self, heads: Collection[bytes]) -> list[int]:
+        """Those that have one of some heads."""
         if not heads:
             return []
-        return list(compress(count(), map(heads.__contains__, self.heads)))
+        own = self.heads
+        return [number for number in self._suspects if own[number] in heads]
 
     @cached_property
     def timed(self) -> Timed:
         """The commands in which nothing is changed but the time that they end with."""
         numbers = (
-            self._numbers_with(ENDS_WITH_TIME & self._kinds) if self.has_all else []
+            self._suspects_with(ENDS_WITH_TIME & self._kinds) if self.has_all else []
         )
         data = self.batch.data
         if len(numbers) < len(self):
@@ -201,7 +203,7 @@ class Sheet:
         heads = self.heads
         found: dict[bytes, list[int]] = {b"MULTI": [], b"EXEC": [], b"SELECT": []}
         turns = {head for head in self._kinds if read_head(head)[0] in found}
-        for number in self._numbers_with(turns):
+        for number in self._suspects_with(turns):
             found[read_head(heads[number])[0]].append(number)
         return found
 
