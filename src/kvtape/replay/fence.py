@@ -14,7 +14,7 @@ import re
 
 import trio
 
-from kvtape.replay.refusal import TargetError
+from kvtape.replay.refusal import TargetError, must_take
 from kvtape.server.client import Client, ReplyError
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ async def be_alone(client: Client) -> None:
             _log.warning("closing another connection of a replay to the target")
             await client.call("CLIENT", "KILL", "ID", other)
     except ReplyError as error:
+        must_take(error)
         raise TargetError(
             f"{error}; a replay must know that no other goes on: allow +client to the "
             "user"

@@ -31,10 +31,10 @@ from kvtape.replay.memory import Position, replay_id
 from kvtape.replay.options import ReplayOptions
 from kvtape.replay.player import Player
 from kvtape.replay.progress import Progress
-from kvtape.replay.refusal import TargetError
+from kvtape.replay.refusal import StateError, TargetError, state_error
 from kvtape.replay.sheet import Sheet
 from kvtape.replication.tracker import NO_DB
-from kvtape.server.client import Client, open_client
+from kvtape.server.client import Client, ReplyError, open_client
 from kvtape.server.info import ask
 from kvtape.storage.commands import read_batches, whole_commands
 from kvtape.storage.repository import SourceFolder, open_repository
@@ -117,9 +117,10 @@ class _Replay:
             try:
                 async with open_client(self._options.url) as client:
                     return await self._replay(client, opened)
-            except ServerError as error:
+            except ServerError as told:
+                error = state_error(told) or told
                 if not self._may_try_again(error):
-                    raise self._explained(error) from error
+                    raise self._explained(error) from told
                 if self._progress.offset != offset:
                     wait = _FIRST_WAIT
                 _log.warning("%s; trying again in %.0f s", error, wait)
@@ -136,9 +137,11 @@ class _Replay:
 
     def _explained(self, error: ServerError) -> ServerError:
         """Return the error with what was done before it."""
-        if not self._has_begun or isinstance(error, TargetError):
+        is_whole = isinstance(error, TargetError) and not isinstance(error, StateError)
+        if not self._has_begun or is_whole:
             return error
-        return type(error)(
+        kind = ServerError if isinstance(error, ReplyError) else type(error)
+        return kind(
             f"{error}; all up to offset {self._progress.offset} was replayed, and the "
             "same command goes on behind what the target has"
         )

@@ -36,7 +36,7 @@ import trio
 
 from kvtape.errors import ServerError
 from kvtape.replay.memory import DB, KEY
-from kvtape.replay.refusal import TargetError, must_take
+from kvtape.replay.refusal import StateError, TargetError, must_take
 from kvtape.replay.sheet import Parcel
 from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
@@ -265,9 +265,9 @@ class Line:
             raise TargetError(
                 f"the target does not let kvtape guard a transaction: {errors[0]}"
             )
-        raise TargetError(
+        raise StateError(
             "the target did not take what it was sent, as where a script or a function "
-            "keeps it busy: try again later, and it goes on there",
+            "keeps it busy",
             is_passing=True,
         )
 
@@ -317,7 +317,15 @@ class Line:
 
     async def _forget(self) -> NoReturn:
         """Have the target forget where it is, as it is elsewhere; raise TargetError."""
-        await self._client.call("DEL", KEY)
+        with trio.move_on_after(REPLY_TIMEOUT):
+            while True:
+                try:
+                    await self._client.call("DEL", KEY)
+                    break
+                except ReplyError as error:
+                    # It may be busy again.
+                    _log.warning("%s", error)
+                    await trio.sleep(_ASK_AGAIN)
         raise TargetError(
             "the target carried out a transaction behind one that it refused, as it "
             "was busy, or its memory of this replay was taken away: replay anew"
@@ -333,6 +341,7 @@ async def open_line(client: Client) -> Line:
         await client.call("MULTI")
         await client.call("EXEC")
     except ReplyError as error:
+        must_take(error)
         raise TargetError(
             f"{error}; a replay sends transactions: allow +multi and +exec to the user"
         ) from None
@@ -344,6 +353,7 @@ async def open_line(client: Client) -> Line:
         await client.call("EVAL", _GUARD, 1, KEY, b"")
         await client.call("UNWATCH")
     except ReplyError as error:
+        must_take(error)
         _log.info("one transaction at a time, which is slower: %s", error)
         return Line(client, is_guarded=False, is_quiet=False)
     return Line(client, is_guarded=True, is_quiet=await _can_be_quiet(client))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hiredis
 
 from kvtape.errors import ServerError
+from kvtape.server.client import ReplyError
 
 # What a server answers for its own state, whatever the command: nothing goes on then.
 _STATES = {
@@ -33,11 +34,28 @@ class TargetError(ServerError):
         self.is_passing = is_passing
 
 
+class StateError(TargetError):
+    """The target takes nothing at all, as it is now."""
+
+
+def state_error(reply: object) -> StateError | None:
+    """Return that error for a reply, or for the error of one; None for another."""
+    if isinstance(reply, ReplyError):
+        said = reply.reply
+    elif isinstance(reply, hiredis.ReplyError):
+        said = str(reply)
+    else:
+        return None
+    kind = said.partition(" ")[0]
+    if kind not in _STATES:
+        return None
+    return StateError(
+        f"the target takes nothing more: {_STATES[kind]} ({said})",
+        is_passing=kind in _PASSING,
+    )
+
+
 def must_take(reply: object) -> None:
-    """Raise TargetError if a reply says that the target takes nothing at all."""
-    kind = str(reply).partition(" ")[0]
-    if isinstance(reply, hiredis.ReplyError) and kind in _STATES:
-        raise TargetError(
-            f"the target takes nothing more: {_STATES[kind]} ({reply})",
-            is_passing=kind in _PASSING,
-        )
+    """Raise that error, if it is one."""
+    if (error := state_error(reply)) is not None:
+        raise error

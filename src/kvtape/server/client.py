@@ -66,7 +66,11 @@ Word = str | bytes | int
 
 
 class ReplyError(ServerError):
-    """The server answered with an error."""
+    """The server answered with an error: the reply."""
+
+    def __init__(self, message: str, reply: str) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class Client:
@@ -170,7 +174,9 @@ class Client:
         if str(reply).startswith(_NOT_LOGGED_IN):
             # Not the refusal of one command: nothing at all is allowed.
             return refused(str(reply), str(words[0]))
-        return ReplyError(f"{self.url.address} answered {words[0]!s} with: {reply}")
+        return ReplyError(
+            f"{self.url.address} answered {words[0]!s} with: {reply}", str(reply)
+        )
 
     async def _send(self, data: bytes | memoryview, words: Sequence[Word]) -> None:
         async with self._patience(words, REPLY_TIMEOUT + len(data) / _SLOWEST):
