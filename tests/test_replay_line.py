@@ -228,6 +228,20 @@ def test_what_was_carried_out_without_a_guard_is_told(
     run(lambda: on_line(url_of(target), use))
 
 
+def send_without_guards(
+    server: Server, sent: list[Parcel], use: Callable[[Line], Awaitable[None]]
+) -> None:
+    """Send over a line whose guards are forbidden meanwhile, and use it then."""
+    url = limited(server, "flushall")
+
+    async def send(line: Line) -> None:
+        forbid(server, "eval")
+        await line.send(list(map(with_memory, sent)))
+        await use(line)
+
+    run(lambda: on_line(url, send))
+
+
 @pytest.mark.parametrize("refused", [0, 1])
 def test_where_a_guard_is_refused_and_one_overtakes_another_it_ends_for_good(
     refused: int, server_name: str, start_server: StartServer, tmp_path: Path
@@ -235,13 +249,9 @@ def test_where_a_guard_is_refused_and_one_overtakes_another_it_ends_for_good(
     """As where a server is busy until just then; here it is no longer allowed."""
     commands = [("INCR", "n") for _ in range(3)]
     commands[refused] = ("NO.SUCH", "n")
-    all_of = list(map(with_memory, parcels(tmp_path, server_name, commands)))
     target = start_server(server_name)
-    url = limited(target, "flushall")
 
     async def use(line: Line) -> None:
-        forbid(target, "eval")
-        await line.send(all_of)
         for number in range(refused):
             assert (await line.answer()).was_done, number
         if refused == 0:
@@ -250,27 +260,23 @@ def test_where_a_guard_is_refused_and_one_overtakes_another_it_ends_for_good(
         with pytest.raises(TargetError, match="behind one that it refused"):
             await goes_on()
 
-    run(lambda: on_line(url, use))
+    send_without_guards(target, parcels(tmp_path, server_name, commands), use)
     assert target.client().keys() == [b"n"]
 
 
 def test_where_a_guard_is_refused_it_ends(
     server_name: str, start_server: StartServer, tmp_path: Path
 ) -> None:
-    commands = [("INCR", "n") for _ in range(3)]
-    all_of = list(map(with_memory, parcels(tmp_path, server_name, commands)))
+    increments = parcels(tmp_path, server_name, [("INCR", "n") for _ in range(3)])
     target = start_server(server_name)
-    url = limited(target, "flushall")
 
     async def use(line: Line) -> None:
-        forbid(target, "eval")
-        await line.send(all_of)
         assert (await line.answer()).was_done
         with pytest.raises(TargetError, match=r"not let kvtape guard .*NOPERM"):
             await line.answer()
 
-    run(lambda: on_line(url, use))
-    assert target.client().mget("n", KEY) == [b"3", all_of[-1][1]]
+    send_without_guards(target, increments, use)
+    assert target.client().mget("n", KEY) == [b"3", with_memory(increments[-1])[1]]
 
 
 ROUNDS = 8
