@@ -241,8 +241,10 @@ class Line:
         busy, says nothing until it is asked again.
         """
         replies, self._heard = self._heard[:count], self._heard[count:]
-        with trio.move_on_after(_ASK_AGAIN):
-            await self._client.add_replies(replies, count)
+        # Most have come with others, and a scope takes longer than they do.
+        if not self._client.add_received(replies, count):
+            with trio.move_on_after(_ASK_AGAIN):
+                await self._client.add_replies(replies, count)
         if len(replies) < count:
             replies += await self._rest()
             self._heard = replies[count:]

@@ -135,10 +135,17 @@ class Client:
 
         It may be cancelled, and those that came are there.
         """
-        while len(replies) < count:
+        while not self.add_received(replies, count):
+            replies.append(await self._hear_out(_UNNAMED, REPLY_TIMEOUT))
+
+    def add_received(self, replies: list[object], count: int) -> bool:
+        """Add those that have come already; return whether they are so many."""
+        while True:
             replies += islice(iter(self._reader.gets, _NOTHING), count - len(replies))
-            if len(replies) < count and not self._feed():
-                replies.append(await self._hear_out(_UNNAMED, REPLY_TIMEOUT))
+            if len(replies) >= count:
+                return True
+            if not self._feed():
+                return False
 
     def _feed(self) -> bool:
         """Feed the reader a piece of what has come; return whether there was any."""
