@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from batches import Stream, recorded
 from kvtape.errors import VerificationError
 from kvtape.replication.tracker import NO_DB
 from kvtape.restore.job import open_job
-from kvtape.storage.commands import read_batches, recorded_commands
-from kvtape.tape.catalogue import Slice
-from kvtape.tape.commands import Batch, CommandParser, RecordedCommand, read_head
+from kvtape.storage.commands import recorded_commands
+from kvtape.tape.commands import RecordedCommand
 from kvtape.tape.point import Point, ToLatest, ToOffset
 from plain_client import PlainClient
 from recording import THEN, Tape, rdb, taping
@@ -90,57 +86,6 @@ def test_commands_and_transactions_longer_than_a_frame_are_whole(
     assert {each.words for each in found if each.name == b"SET"} == {
         (b"SET", b"key", b"x" * 1000)
     }
-
-
-def outlined(batch: Batch) -> list[tuple[int, tuple[bytes, int], list[bytes]]]:
-    """Return of each command where it ends, its head, and its words."""
-    outline, parser = batch.outline(), CommandParser()
-    starts = [batch.start, *outline.ends]
-    return [
-        (
-            end,
-            read_head(head),
-            words,
-        )
-        for begin, end, head in zip(starts, outline.ends, outline.heads, strict=False)
-        for words in parser.parse(batch.data[begin - batch.start : end - batch.start])
-    ]
-
-
-@given(recorded(), st.data())
-def test_an_outline_is_that_of_the_commands(
-    stream: Stream, data: st.DataObject
-) -> None:
-    bounds = stream.boundaries()
-    start, end = sorted(
-        data.draw(st.lists(st.sampled_from(bounds), min_size=2, max_size=2))
-    )
-    if start == end:
-        start, end = bounds[0], bounds[-1]
-    assert outlined(stream.batch(start, end)) == [
-        (each.end, (each.name, len(each.words)), list(each.words))
-        for each in stream.all()
-        if start < each.end <= end
-    ]
-
-
-def test_what_looks_like_a_head_in_a_value_is_none(tmp_path: Path) -> None:
-    inner = command("SET", "a", 1)
-    values = [b"plain", inner, b"x" + inner[:-3], inner[:13], b"*3\r\n$3\r\nset\r\n"]
-    tape = Tape(tmp_path)
-    data = b"".join(command("SET", "key", value) for value in values)
-    name = tape.segment([(THEN, data)])
-    (batch,) = read_batches(tape.folder, Slice(name, name.start, name.end))
-    found = [words for _, _, words in outlined(batch)]
-    assert found == [[b"SET", b"key", value] for value in values]
-
-
-def test_an_outline_of_what_is_none_of_commands_is_told(tmp_path: Path) -> None:
-    tape = Tape(tmp_path)
-    name = tape.segment([(THEN, SET + b"*1\r\n:1\r\n")])
-    (batch,) = read_batches(tape.folder, Slice(name, name.start, name.end))
-    with pytest.raises(VerificationError, match=f"from offset {START + len(SET)} on"):
-        batch.outline()
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kvtape.replay.line import Line, open_line
 from kvtape.replay.memory import KEY, Position, decode
 from kvtape.replay.refusal import TargetError
 from kvtape.replay.selection import Selection
-from kvtape.replay.sheet import MOST_COMMANDS, Parcel, Sheet
+from kvtape.replay.sheet import MANY_COMMANDS, Parcel, Sheet
 from kvtape.server.client import open_client
 from kvtape.server.url import ServerUrl
 from kvtape.storage.commands import commands_of, read_batches
@@ -30,7 +30,7 @@ from replicas import wait_until
 from servers import Server, StartServer
 
 # Some more than are on their way at once.
-COUNT = 80 * MOST_COMMANDS
+COUNT = 80 * MANY_COMMANDS
 FRAME = 3000
 
 Commands = Sequence[tuple[str | int, ...]]
@@ -146,7 +146,10 @@ def parcels(folder: Path, server_name: str, commands: Commands) -> list[Parcel]:
     slices = choose_span(tape.folder.catalogue()).slices
     (batch,) = read_batches(tape.folder, slices[-1], 0)
     sheet = Sheet(batch, Selection())
-    found = [sheet.parcel(n, n + 1, lambda time: time) for n in range(len(sheet))]
+    found, at = [], sheet.start
+    while at < sheet.end:
+        found.append(sheet.parcel(at, sheet.outline.end_of(at), lambda time: time))
+        at = found[-1].end
     return [parcel for parcel in found if b"SELECT" not in parcel.data]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from kvtape.replay.options import ReplayOptions
 from kvtape.replay.pace import FOLLOWING_GRACE, GRACE, SLACK, Pace, Timeline
 from kvtape.replay.progress import Progress, kind_of
 from kvtape.replay.selection import Selection
-from kvtape.replay.sheet import MOST_BYTES, MOST_COMMANDS, Moment, Parcel, Sheet
+from kvtape.replay.sheet import MOST_BYTES, MANY_COMMANDS, Moment, Parcel, Sheet
 from kvtape.replication.resp import pack
 from kvtape.replication.tracker import NO_DB
 from kvtape.server.url import ServerUrl
@@ -48,11 +49,23 @@ def sheet_of(tape: Tape, selection: Selection | None = None) -> Sheet:
 def parcels(
     sheet: Sheet, until: int | None = None, moment: Moment = lambda time: time
 ) -> Iterator[Parcel]:
-    at = 0
-    while at < len(sheet):
-        last = sheet.take(at, until)
-        yield sheet.parcel(at, last, moment)
-        at = last
+    at = sheet.start
+    while at < sheet.end:
+        end = sheet.take(at, until)
+        yield sheet.parcel(at, end, moment)
+        at = end
+
+
+def starts_of(sheet: Sheet) -> list[int]:
+    """Return where the commands begin."""
+    lengths = (len(pack(*words)) for words in sheet.batch.parsed())
+    return list(accumulate(lengths, initial=sheet.start))[:-1]
+
+
+def sources(sheet: Sheet, parcel: Parcel) -> list[int]:
+    """Return which commands of a sheet those in the data of a parcel come of."""
+    starts = starts_of(sheet)
+    return [starts.index(sheet.source(parcel, n)) for n in range(parcel.count)]
 
 
 def one_frame(folder: Path, *commands: tuple[str | int, ...], db: int = 0) -> Tape:
@@ -68,17 +81,21 @@ def test_what_needs_no_change_is_the_same_bytes(tmp_path: Path) -> None:
     (piece,) = read_stream(tape.folder, whole(tape))
     first, *others = parcels(sheet)
     assert b"".join(parcel.data for parcel in (first, *others)) == piece.data
-    assert list(first.numbers) == list(range(MOST_COMMANDS))
+    assert sources(sheet, first) == list(range(first.count))
+    assert MANY_COMMANDS <= first.count < MANY_COMMANDS * 2
     assert sum(parcel.recorded for parcel in (first, *others)) == 2000
     assert (first.begin_db, first.end_db, first.time) == (0, 0, THEN + 1)
     # Without one of them it is put together again.
-    less = sheet.parcel(0, 2000, lambda time: time, [5])
+    fifth = starts_of(sheet)[5]
+    less = sheet.parcel(sheet.start, sheet.end, lambda time: time, [fifth])
     assert less.data == piece.data.replace(command("INCR", "key:5"), b"")
-    assert list(less.numbers) == [n for n in range(2000) if n != 5]
+    assert sources(sheet, less) == [n for n in range(2000) if n != 5]
+    with pytest.raises(IndexError):
+        sheet.source(less, less.count)
 
 
 def test_a_parcel_is_bounded_and_no_transaction_is_cut(tmp_path: Path) -> None:
-    many = [("INCR", f"n:{n}") for n in range(MOST_COMMANDS - 1)]
+    many = [("INCR", f"n:{n}") for n in range(MANY_COMMANDS - 1)]
     large = [("SET", "large", "x" * MOST_BYTES)] * 2
     half = [("SET", "half", "x" * (MOST_BYTES * 2 // 5))] * 3
     tape = one_frame(
@@ -95,12 +112,12 @@ def test_a_parcel_is_bounded_and_no_transaction_is_cut(tmp_path: Path) -> None:
     first, *others = parcels(sheet)
     assert first.recorded == len(many) + 4
     assert first.data.endswith(command("SELECT", 2) + command("INCR", "n"))
-    assert len(first.numbers) == len(many) + 2
+    assert first.count == len(many) + 2
     assert (first.begin_db, first.end_db, first.highest_db) == (0, 2, 2)
     each = [command(*words) for words in (*large, *half)]
     assert [other.data for other in others] == [*each[:2], each[2] + each[3], each[4]]
     assert others[0].begin_db == 2
-    assert sheet.time_of(len(many)) == THEN + 1
+    assert sheet.time_of(starts_of(sheet)[len(many)]) == THEN + 1
 
 
 def test_what_expires_is_moved_in_its_place(tmp_path: Path) -> None:
@@ -140,7 +157,7 @@ def test_what_expires_is_moved_in_its_place(tmp_path: Path) -> None:
         )
         expected.append((number, pack(*(alone or words))))
     assert parcel.data == b"".join(data for _, data in expected)
-    assert list(parcel.numbers) == [number for number, _ in expected]
+    assert sources(sheet, parcel) == [number for number, _ in expected]
     assert command("SET", "a", 1, "PXAT", soon + 1000) in parcel.data
 
 
@@ -149,10 +166,10 @@ def test_a_parcel_ends_with_what_is_due(tmp_path: Path) -> None:
     data = [command("INCR", f"key:{n}") for n in range(3)]
     tape.segment([(THEN + 10 * n, each) for n, each in enumerate(data)])
     sheet = sheet_of(tape)
-    assert [sheet.time_of(n) - THEN for n in range(3)] == [0, 10, 20]
-    assert [sheet.take(0, THEN + until) for until in (-5, 0, 9, 10, 25)] == [
-        *(1, 1, 1, 2, 3)
-    ]
+    starts = starts_of(sheet)
+    assert [sheet.time_of(at) - THEN for at in starts] == [0, 10, 20]
+    taken = [sheet.take(sheet.start, THEN + until) for until in (-5, 0, 9, 10, 25)]
+    assert taken == [*[starts[1]] * 3, starts[2], sheet.end]
 
 
 def test_what_is_left_out_is_no_part_of_a_parcel(tmp_path: Path) -> None:
@@ -168,7 +185,8 @@ def test_what_is_left_out_is_no_part_of_a_parcel(tmp_path: Path) -> None:
         ("FLUSHALL",),
     )
     selection = Selection(globs=(parse_glob(b"a"),), db_map=((0, 3), (3, 0)))
-    (parcel,) = parcels(sheet_of(tape, selection))
+    sheet = sheet_of(tape, selection)
+    (parcel,) = parcels(sheet)
     assert parcel.data == b"".join(
         command(*words)
         for words in [
@@ -179,8 +197,9 @@ def test_what_is_left_out_is_no_part_of_a_parcel(tmp_path: Path) -> None:
             ("FLUSHALL",),
         ]
     )
-    assert list(parcel.numbers) == [0, 2, 4, 6, 7]
-    assert [(one.number, parcel.has_swap) for one in parcel.untold] == [(5, True)]
+    assert sources(sheet, parcel) == [0, 2, 4, 6, 7]
+    fifth = starts_of(sheet)[5]
+    assert [(one.start, parcel.has_swap) for one in parcel.untold] == [(fifth, True)]
     (nothing,) = parcels(sheet_of(tape, Selection(dbs=frozenset({9}))))
     assert nothing.data == command("SELECT", 9) + command("FLUSHDB")
     assert nothing.begin_db == NO_DB
@@ -202,16 +221,16 @@ def test_a_stream_that_is_none_of_commands_is_told(tmp_path: Path) -> None:
     short = command("MULTI") + command("INCR", "n")
     cut = Batch(batch.replid, batch.start, 0, batch.facts, short)
     with pytest.raises(VerificationError, match="ends within a transaction"):
-        Sheet(cut, Selection()).take(0, None)
+        Sheet(cut, Selection()).take(cut.start, None)
     bad = Batch(batch.replid, batch.start, 0, batch.facts, command("SELECT", "x"))
     with pytest.raises(VerificationError, match="cannot be read as commands"):
         list(parcels(Sheet(bad, Selection())))
     worse = Batch(batch.replid, batch.start, 0, batch.facts, command("SELECT"))
     with pytest.raises(VerificationError, match="cannot be read as commands"):
-        Sheet(worse, Selection()).edited(0, lambda time: time)
+        Sheet(worse, Selection()).edited(worse.start, lambda time: time)
     # An error of its own in a SELECT that only the edit sees.
     sheet = sheet_of(tape)
-    assert sheet.edited(0, lambda time: time) == ()
+    assert sheet.edited(sheet.start, lambda time: time) == ()
 
 
 # When.

@@ -73,7 +73,7 @@ _ASK_AGAIN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The error that a command, by its number in its sheet, was answered with."""
+    """The error that a command, by its number in its parcel, was answered with."""
 
     number: int
     message: str
@@ -104,7 +104,7 @@ class _Owed:
     @property
     def count(self) -> int:
         """How many replies the commands within it owe."""
-        return self.head + len(self.parcel.numbers) + self.tail
+        return self.head + self.parcel.count + self.tail
 
 
 class Line:
@@ -418,8 +418,7 @@ def _failures(owed: _Owed, replies: Sequence[object]) -> tuple[Failure, ...]:
     if hiredis.ReplyError not in set(map(type, replies)):
         return ()
     found = []
-    numbers, head = owed.parcel.numbers, owed.head
-    last = head + len(numbers)
+    head, last = owed.head, owed.head + owed.parcel.count
     for at, reply in enumerate(replies):
         if isinstance(reply, hiredis.ReplyError):
             must_take(reply)
@@ -427,5 +426,5 @@ def _failures(owed: _Owed, replies: Sequence[object]) -> tuple[Failure, ...]:
                 raise TargetError(
                     f"the target does not let kvtape remember how far it is: {reply}"
                 )
-            found.append(Failure(numbers[at - head], str(reply)))
+            found.append(Failure(at - head, str(reply)))
     return tuple(found)

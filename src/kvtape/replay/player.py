@@ -30,13 +30,15 @@ _MOST_WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What is sent: which commands of a sheet, as of which moment (ms)."""
+    """What is sent: a parcel of a sheet, as of which moment (ms)."""
 
     sheet: Sheet
-    first: int
-    last: int
     parcel: Parcel
     now: float
+
+    def source(self, failure: Failure) -> int:
+        """Return where the command begins that failed."""
+        return self.sheet.source(self.parcel, failure.number)
 
 
 class Player:
@@ -72,8 +74,8 @@ class Player:
 
     async def play(self, sheet: Sheet) -> None:
         """Play a sheet; the last of it may not be carried out yet."""
-        at = 0
-        while at < len(sheet):
+        at = sheet.start
+        while at < sheet.end:
             time = sheet.time_of(at)
             if self._timeline is None:
                 self._timeline = self._pace.begin(time, self._now())
@@ -85,12 +87,12 @@ class Player:
             self._progress.late = max(0.0, now - due) / 1000
             until = self._timeline.reached(now)
             some: list[_Sent] = []
-            while at < len(sheet) and (
+            while at < sheet.end and (
                 not some or until is None or sheet.time_of(at) <= until
             ):
-                last = sheet.take(at, until)
-                some.append(self._build(sheet, at, last, now))
-                at = last
+                end = sheet.take(at, until)
+                some.append(self._build(sheet, at, end, now))
+                at = end
             await self._send(some)
 
     async def finish(self) -> None:
@@ -101,17 +103,17 @@ class Player:
     def _build(
         self,
         sheet: Sheet,
-        first: int,
-        last: int,
+        start: int,
+        end: int,
         now: float,
         without: Collection[int] = (),
     ) -> _Sent:
         assert self._timeline is not None
         timeline = self._timeline
         parcel = sheet.parcel(
-            first, last, lambda time: timeline.moment(time, now), without
+            start, end, lambda time: timeline.moment(time, now), without
         )
-        return _Sent(sheet, first, last, parcel, now)
+        return _Sent(sheet, parcel, now)
 
     async def _send(self, some: Sequence[_Sent]) -> None:
         """Send what was built, as soon as it may go."""
@@ -175,9 +177,9 @@ class Player:
 
     async def _send_alone(self, sent: _Sent) -> None:
         """Send a parcel again, until it is without what the target refuses of it."""
-        parcel = sent.parcel
         without: set[int] = set()
-        while not parcel.is_empty:
+        while not sent.parcel.is_empty:
+            parcel = sent.parcel
             await self._line.send([(parcel, self._behind(parcel).encode())])
             answer = await self._line.answer()
             if answer.was_done:
@@ -186,10 +188,8 @@ class Player:
             told = self._count(sent, answer.failures)
             if told and self._stops:
                 await self._end_with(told)
-            without.update(failure.number for failure in answer.failures)
-            parcel = self._build(
-                sent.sheet, sent.first, sent.last, sent.now, without
-            ).parcel
+            without.update(map(sent.source, answer.failures))
+            sent = self._build(sent.sheet, parcel.start, parcel.end, sent.now, without)
         self._pass(sent.parcel, sent.now)
 
     async def _note(self, sent: _Sent, answer: Answer) -> None:
@@ -213,7 +213,7 @@ class Player:
         """Count errors; return the first as it is told."""
         first = None
         for failure in failures:
-            told = f"{_told(sent.sheet, failure.number)}: {failure.message}"
+            told = f"{_told(sent.sheet, sent.source(failure))}: {failure.message}"
             first = first or told
             if self._progress.count_error(failure.message, told):
                 _log.warning("the target answered to %s", told)
@@ -237,7 +237,7 @@ class Player:
 
     def _note_untold(self, sheet: Sheet, untold: Sequence[Untold]) -> None:
         for one in untold:
-            told = _told(sheet, one.number)
+            told = _told(sheet, one.start)
             if self._stops:
                 raise PointError(
                     f"what {told} does to what is replayed cannot be told: it is "
@@ -248,7 +248,7 @@ class Player:
                 _log.warning("left out: %s, which is %s", told, one.reason)
 
 
-def _told(sheet: Sheet, number: int) -> str:
+def _told(sheet: Sheet, start: int) -> str:
     """Return a command as a message names it: with its offset, and its first words."""
-    words = repr(b" ".join(sheet.words_of(number)[:2])[:_SHOWN])[2:-1]
-    return f"{words} at offset {sheet.start_of(number)}"
+    words = repr(b" ".join(sheet.words_of(start)[:2])[:_SHOWN])[2:-1]
+    return f"{words} at offset {start}"

@@ -9,13 +9,11 @@ database and transaction worked out.
 from __future__ import annotations
 
 import gc
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate, compress, islice
-from operator import add, itemgetter
+from itertools import compress
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 import hiredis
@@ -27,6 +25,7 @@ from kvtape.replication.resp import (
     packed_length,
     packed_lengths,
 )
+from kvtape.replication.tracker import Summary
 from kvtape.tape.facts import Facts, receipt_of
 from kvtape.tape.translate import no_commands, read_commands
 
@@ -68,13 +67,6 @@ class RecordedCommand(NamedTuple):
         return self.words[0].upper()
 
 
-class Outline(NamedTuple):
-    """Where each of some commands ends, and its head, which read_head() reads."""
-
-    ends: list[int]
-    heads: list[bytes]
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Stream bytes of the history replid, from one boundary to another.
@@ -105,31 +97,6 @@ class Batch:
                 pass  # what is wrong, and where, is found by going step by step
         return list(self._one_by_one())
 
-    def outline(self) -> Outline:
-        """Return where commands end and which they are, mostly without parsing them.
-
-        VerificationError where the bytes are no commands.
-        """
-        return self._outline_by_facts() or _outline(self.parsed(), self.start)
-
-    def _outline_by_facts(self) -> Outline | None:
-        """Find the heads of commands by their names; None if that does not tell.
-
-        Each command begins with its head. So where there are as many heads as there
-        were commands when they were followed, none of them is part of a value.
-        """
-        names = {name for facts in self.facts for name in facts.summary.names}
-        if self.is_lost or not self._has_whole_frames or not names:
-            return None
-        first, *parts = _heads(frozenset(names)).split(self.data)
-        heads = parts[::2]
-        if first or len(heads) != self._counted:
-            return None
-        lengths = map(add, map(len, heads), map(len, parts[1::2]))
-        return Outline(
-            list(islice(accumulate(lengths, initial=self.start), 1, None)), heads
-        )
-
     def _one_by_one(self) -> Iterator[Words]:
         """Yield all commands, each compared with its bytes."""
         for words, start, end in read_commands(self.data, self.start):
@@ -140,18 +107,26 @@ class Batch:
 
     def _has_all(self, commands: Sequence[Words]) -> bool:
         """Whether commands are what the bytes are."""
-        if self._has_whole_frames:
+        if self.commands is not None:
             # They were followed, and measured, when they were recorded.
-            return len(commands) == self._counted
+            return len(commands) == self.commands
         return packed_lengths(commands) == len(self.data)
 
     @property
-    def _has_whole_frames(self) -> bool:
-        return (self.facts[0].start, self.facts[-1].end) == (self.start, self.end)
+    def commands(self) -> int | None:
+        """How many commands it has, where that is known without parsing them."""
+        is_whole = (self.facts[0].start, self.facts[-1].end) == (self.start, self.end)
+        if self.is_lost or not is_whole:
+            return None
+        return sum(facts.summary.commands for facts in self.facts)
 
     @property
-    def _counted(self) -> int:
-        return sum(facts.summary.commands for facts in self.facts)
+    def most_words(self) -> dict[bytes, int]:
+        """The most words that commands of each name have, as Summary.names."""
+        seen = Summary()
+        for facts in self.facts:
+            seen.merge(facts.summary)
+        return seen.names
 
     @property
     def is_lost(self) -> bool:
@@ -193,28 +168,6 @@ class Batch:
                 None if multi is None else places[multi][0],
                 tuple(commands[number]),
             )
-
-
-@lru_cache(maxsize=64)
-def _heads(names: frozenset[bytes]) -> re.Pattern[bytes]:
-    """Return a pattern for the heads of commands of these names."""
-    known = b"|".join(map(re.escape, names))
-    return re.compile(rb"(\*\d{1,10}\r\n\$\d{1,10}\r\n(?i:%b)\r\n)" % known)
-
-
-@lru_cache(maxsize=4096)
-def read_head(head: bytes) -> tuple[bytes, int]:
-    """Return the name that a head has, in upper case, and the number of words."""
-    count, _, name = head.removesuffix(b"\r\n").split(b"\r\n", 2)
-    return name.upper(), int(count[1:])
-
-
-def _outline(commands: Sequence[Words], start: int) -> Outline:
-    heads = [
-        b"*%d\r\n$%d\r\n%b\r\n" % (len(words), len(words[0]), words[0])
-        for words in commands
-    ]
-    return Outline(packed_ends(commands, start), heads)
 
 
 class CommandParser:
