@@ -65,11 +65,12 @@ def assert_is_of(found: Outline, places: list[Place], least_words: LeastWords) -
     for offset in range(first, last + 2):
         assert found.end_by(offset) == max([first, *(e for e in ends if e <= offset)])
     expected = [
-        (start, (words[0].upper(), len(words)))
-        for start, _, words in places
+        (start, end, (words[0].upper(), len(words)))
+        for start, end, words in places
         if (least := least_words(words[0].upper())) is not None and len(words) >= least
     ]
-    assert [(at, read_head(head)) for at, head in found.heads.items()] == expected
+    heads = map(read_head, found.heads)
+    assert list(zip(found.starts, found.ends(), heads, strict=True)) == expected
 
 
 @given(recorded(), wishes, st.data())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
+from operator import sub
 from struct import Struct
 from typing import NamedTuple
 
@@ -55,25 +56,15 @@ class Untold:
     reason: str
 
 
-class Piece(NamedTuple):
-    """What stands for the stream bytes [start, end) in the data of a parcel.
-
-    It is what a single command was edited to, so many commands, or the bytes as they
-    are: None.
-    """
-
-    start: int
-    end: int
-    edited: int | None
-
-
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """Commands for the target, of the stream bytes [start, end) of a history.
 
     They were received by time (ms), and recorded of them were there. data has count
-    commands, of pieces. The database begin must be selected before, or NO_DB where that
-    does not matter, and end_db is then; highest_db is the highest that is needed.
+    commands: the bytes as they are, but for some commands, which edits has with where
+    they begin and end, and how many commands each became. The database begin must be
+    selected before, or NO_DB where that does not matter, and end_db is then; highest_db
+    is the highest that is needed.
     """
 
     replid: str
@@ -82,7 +73,7 @@ class Parcel:
     time: int
     data: bytes
     count: int
-    pieces: Sequence[Piece]
+    edits: Sequence[tuple[int, int, int]]
     begin_db: int
     end_db: int
     highest_db: int
@@ -156,55 +147,67 @@ class Sheet:
 
     def name_of(self, start: int) -> bytes:
         """Return the name of a command, in upper case."""
-        head = self.outline.heads.get(start)
-        return read_head(head)[0] if head else self.words_of(start)[0].upper()
+        suspects = self.outline.starts
+        at = bisect_left(suspects, start)
+        if at < len(suspects) and suspects[at] == start:
+            return self._names[self.outline.heads[at]]
+        return self.words_of(start)[0].upper()
 
     @cached_property
-    def _suspects(self) -> list[int]:
-        """The commands that may need a change."""
-        return list(self.outline.heads)
-
-    @cached_property
-    def _kinds(self) -> dict[bytes, bytes]:
-        """The names of what may need a change, by their heads, which are few."""
-        heads = set(self.outline.heads.values())
-        return {head: read_head(head)[0] for head in heads}
-
-    def _suspects_with(self, heads: Collection[bytes]) -> list[int]:
-        """Those that have one of some heads."""
-        if not heads:
-            return []
-        own = self.outline.heads
-        return list(compress(own, map(heads.__contains__, own.values())))
+    def _names(self) -> dict[bytes, bytes]:
+        """The names of the commands that may need a change, by their heads."""
+        return {head: read_head(head)[0] for head in set(self.outline.heads)}
 
     @cached_property
     def timed(self) -> Timed:
         """The commands in which nothing is changed but the time that they end with."""
-        heads = ENDS_WITH_TIME & self._kinds.keys() if self.has_all else set()
-        starts = self._suspects_with(heads)
-        ends = list(map(self.outline.end_of, starts))
-        data = b"".join(map(self.bytes_of, starts, ends))
+        heads = ENDS_WITH_TIME & self._names.keys()
+        if not heads or not self.has_all:
+            return Timed([], [], [])
+        are_timed = list(map(heads.__contains__, self.outline.heads))
+        starts = list(compress(self.outline.starts, are_timed))
+        ends = list(compress(self._ends, are_timed))
+        data, first = self.batch.data, self.start
+        if sum(map(sub, ends, starts)) < len(data):
+            places = zip(starts, ends, strict=True)
+            data = b"".join([data[at - first : end - first] for at, end in places])
         found = last_times(self._parser.parse(data))
         times = [time for time in found if time is not None]
         if len(times) < len(found):
-            are_timed = [time is not None for time in found]
-            starts = list(compress(starts, are_timed))
-            ends = list(compress(ends, are_timed))
+            have_time = [time is not None for time in found]
+            starts = list(compress(starts, have_time))
+            ends = list(compress(ends, have_time))
         return Timed(starts, ends, times)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return self.outline.ends()
 
     @cached_property
     def _others(self) -> list[int]:
         """The commands that may need another change."""
         timed = set(self.timed.starts)
-        return [start for start in self._suspects if start not in timed]
+        return [start for start in self.outline.starts if start not in timed]
+
+    @cached_property
+    def _left_out(self) -> dict[int, int]:
+        """Where the commands end that are never sent, by where they begin."""
+        heads = {head for head, name in self._names.items() if name in LEFT_OUT}
+        are_left_out = list(map(heads.__contains__, self.outline.heads))
+        starts = compress(self.outline.starts, are_left_out)
+        return dict(zip(starts, compress(self._ends, are_left_out), strict=True))
 
     @cached_property
     def _turns(self) -> dict[bytes, list[int]]:
         """Return the commands that change where the others are."""
         found: dict[bytes, list[int]] = {b"MULTI": [], b"EXEC": [], b"SELECT": []}
-        turns = {head for head, name in self._kinds.items() if name in found}
-        for start in self._suspects_with(turns):
-            found[self.name_of(start)].append(start)
+        turns = {head: name for head, name in self._names.items() if name in found}
+        if turns:
+            heads = self.outline.heads
+            are_turns = list(map(turns.__contains__, heads))
+            starts = compress(self.outline.starts, are_turns)
+            for start, head in zip(starts, compress(heads, are_turns), strict=True):
+                found[turns[head]].append(start)
         return found
 
     @cached_property
@@ -255,23 +258,30 @@ class Sheet:
         """Return what to send of the commands from one that begins to one that ends."""
         editing = _Editing(self, start, end, self._db_at(start))
         if without or self._db_at(start) == NO_DB:
-            looked_at = sorted({*_between(self._suspects, start, end), *without})
+            looked_at = sorted({*_between(self.outline.starts, start, end), *without})
         else:
             looked_at = _between(self._others, start, end)
             if left := editing.move(moment):
                 looked_at = sorted([*looked_at, *left])
         for each in looked_at:
-            editing.edit(each, moment, is_left_out=each in without)
+            if (behind := self._left_out.get(each)) is not None:
+                editing.replace(each, behind)
+            else:
+                editing.edit(each, moment, is_left_out=each in without)
         return editing.parcel()
 
     def source(self, parcel: Parcel, number: int) -> int:
         """Return the command that one in the data of a parcel comes of."""
-        for start, end, edited in parcel.pieces:
-            count = self.outline.count(start, end) if edited is None else edited
-            if number < count:
-                return self.outline.nth(start, number) if edited is None else start
-            number -= count
-        raise IndexError(f"a parcel has {parcel.count} commands")
+        at, left = parcel.start, number
+        for start, end, count in parcel.edits:
+            before = self.outline.count(at, start)
+            if left < before:
+                break
+            left -= before
+            if left < count:
+                return start
+            at, left = end, left - count
+        return self.outline.nth(at, left)
 
     def _db_at(self, start: int) -> int:
         """Return the database selected before a command."""
@@ -317,7 +327,7 @@ class _Editing:
         self._recorded = sheet.outline.count(start, end)
         self._data: bytes | bytearray = sheet.bytes_of(start, end)
         self._out: list[bytes | bytearray] = []
-        self._pieces: list[Piece] = []
+        self._edits: list[tuple[int, int, int]] = []
         self._count = self._recorded
         self._untold: list[Untold] = []
         # Up to where it is put together.
@@ -353,9 +363,6 @@ class _Editing:
         """Put in place what a command becomes; they come in order."""
         sheet = self._sheet
         name = sheet.name_of(start)
-        if name in LEFT_OUT:
-            self._replace(start, ())
-            return
         if not self._is_known:
             self._copy(start)
             if name != b"SELECT":
@@ -373,23 +380,26 @@ class _Editing:
             if edited is None:
                 self._select(int(sheet.words_of(start)[1]))
         if edited is not None:
-            self._replace(start, edited)
+            self.replace(start, sheet.outline.end_of(start), edited)
 
     def _select(self, db: int) -> None:
         self._db = db
         self._highest = max(self._highest, db)
 
-    def _replace(self, start: int, edited: Iterable[Sequence[bytes | int]]) -> None:
+    def replace(
+        self, start: int, end: int, edited: Iterable[Sequence[bytes | int]] = ()
+    ) -> None:
+        """Put other commands in the place of one; they come in order."""
         self._copy(start)
-        packed: list[bytes] = []
+        count = 0
         for words in edited:
             if words[0] == b"SELECT":
                 self._select(int(words[1]))
-            packed.append(pack(*words))
-        self._out += packed
-        self._count += len(packed) - 1
-        self._at = self._sheet.outline.end_of(start)
-        self._pieces.append(Piece(start, self._at, len(packed)))
+            self._out.append(pack(*words))
+            count += 1
+        self._at = end
+        self._count += count - 1
+        self._edits.append((start, end, count))
 
     def _copy(self, end: int) -> None:
         """Pass on what is left before end as it is."""
@@ -398,7 +408,6 @@ class _Editing:
         if not self._is_known:
             must_be_known(NO_DB, self._at)
         self._out.append(self._data[self._at - self._start : end - self._start])
-        self._pieces.append(Piece(self._at, end, None))
         self._at = end
 
     def parcel(self) -> Parcel:
@@ -411,7 +420,7 @@ class _Editing:
             sheet.receipts.of(self._end),
             b"".join(self._out),
             self._count,
-            self._pieces,
+            self._edits,
             self._begin,
             self._db,
             self._highest,

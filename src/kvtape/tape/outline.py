@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate, compress, islice
 from operator import add
@@ -39,17 +39,24 @@ _MANY = 3
 
 # A mark begins with the end of the line before.
 _NEWLINE = b"\r\n"
-_BEFORE = len(_NEWLINE)
+
+# What a command of a single word begins with.
+_ALONE = b"*1\r"
 
 
 class Outline(ABC):
     """Where the commands of a batch begin and end, as offsets.
 
-    heads are those of the commands that are wanted, by where they begin, which rises.
-    read_head() reads them.
+    Of those that are wanted starts tells where they begin, in order, and heads their
+    heads, which read_head() reads.
     """
 
-    heads: Mapping[int, bytes]
+    starts: list[int]
+    heads: list[bytes]
+
+    @abstractmethod
+    def ends(self) -> list[int]:
+        """Return where the commands end that are wanted."""
 
     @abstractmethod
     def end_of(self, start: int) -> int:
@@ -113,31 +120,43 @@ class _Searched(Outline):
     """Of bytes in which each mark is where a command begins."""
 
     def __init__(
-        self, batch: Batch, marks: _Marks, commands: int, heads: Mapping[int, bytes]
+        self,
+        batch: Batch,
+        marks: _Marks,
+        commands: int,
+        wanted: Sequence[tuple[int, bytes]],
     ) -> None:
-        self.heads = heads
+        self.starts = [start for start, _ in wanted]
+        self.heads = [head for _, head in wanted]
         self._start, self._data = batch.start, batch.data
         self._marks = marks
         self._mean = -(-len(batch.data) // commands)
+
+    def ends(self) -> list[int]:
+        # One of a single word ends with its head.
+        return [
+            start + len(head) if head.startswith(_ALONE) else self.end_of(start)
+            for start, head in zip(self.starts, self.heads, strict=True)
+        ]
 
     def end_of(self, start: int) -> int:
         return self._begin_from(start + 1)
 
     def _begin_from(self, offset: int) -> int:
         """Return where the first command begins at or behind an offset, or the end."""
-        at = max(0, offset - self._start - _BEFORE)
+        at = max(0, offset - self._start - len(_NEWLINE))
         found = self._marks.pattern.search(self._data, at)
-        at = len(self._data) if found is None else found.start() + _BEFORE
+        at = len(self._data) if found is None else found.start() + len(_NEWLINE)
         return self._start + at
 
     def end_by(self, offset: int) -> int:
         at = offset - self._start
         if at >= len(self._data):
             return self._start + len(self._data)
-        begin = at - _BEFORE
+        begin = at - len(_NEWLINE)
         while begin >= 0:
             if self._marks.pattern.match(self._data, begin):
-                return self._start + begin + _BEFORE
+                return self._start + begin + len(_NEWLINE)
             begin = self._data.rfind(_NEWLINE, 0, begin + 1)
         return self._start
 
@@ -158,11 +177,13 @@ class _Listed(Outline):
     ) -> None:
         self._starts, self._ends = [start, *ends[:-1]], ends
         wanted = _wanted(set(heads), least_words)
-        # Most commands of most streams get by without a step of Python's.
-        chosen = list(map(wanted.__contains__, heads))
-        self.heads = dict(
-            zip(compress(self._starts, chosen), compress(heads, chosen), strict=True)
-        )
+        # Nothing here runs in Python for each command.
+        self._are_wanted = list(map(wanted.__contains__, heads))
+        self.starts = list(compress(self._starts, self._are_wanted))
+        self.heads = list(compress(heads, self._are_wanted))
+
+    def ends(self) -> list[int]:
+        return list(compress(self._ends, self._are_wanted))
 
     def end_of(self, start: int) -> int:
         return self._ends[bisect_left(self._starts, start)]
@@ -194,15 +215,16 @@ def _searched(batch: Batch, least_words: LeastWords) -> Outline | None:
     marks = _marks(words)
     if len(forms) > _MOST_FORMS or _count(batch.data, marks) + 1 != commands:
         return None
+    begins = {b"*%d\r\n$%d\r\n" % form: form[1] for form in forms}
+    if sum(count_bytes(batch.data, form) for form in begins) * _MANY > commands:
+        return None
     found: list[tuple[int, bytes]] = []
-    for number, length in forms:
-        found += _begins(batch.data, b"*%d\r\n$%d\r\n" % (number, length), length)
-        if len(found) * _MANY > commands:
-            return None
+    for form, name in begins.items():
+        found += _begins(batch.data, form, name)
     found.sort()
     wanted = _wanted({head for _, head in found}, least_words)
-    heads = {batch.start + at: head for at, head in found if head in wanted}
-    return _Searched(batch, marks, commands, heads)
+    chosen = [(batch.start + at, head) for at, head in found if head in wanted]
+    return _Searched(batch, marks, commands, chosen)
 
 
 def _count(data: bytes, marks: _Marks, start: int = 0, end: int | None = None) -> int:
@@ -210,20 +232,22 @@ def _count(data: bytes, marks: _Marks, start: int = 0, end: int | None = None) -
     return sum(count_bytes(data, mark, start, end) for mark in marks.each)
 
 
-def _begins(data: bytes, form: bytes, name: int) -> Iterator[tuple[int, bytes]]:
-    """Yield where commands begin that have a form, which is more than a mark has.
+def _begins(data: bytes, form: bytes, name: int) -> list[tuple[int, bytes]]:
+    """Return where commands begin that have a form, which is more than a mark has.
 
     With each is its head, for names of so many bytes.
     """
-    length = len(form) + name + _BEFORE
+    found = []
+    length = len(form) + name + len(_NEWLINE)
     if data.startswith(form):
-        yield 0, data[:length]
+        found.append((0, data[:length]))
     form = _NEWLINE + form
     at = find_bytes(data, form)
     while at >= 0:
-        begin = at + _BEFORE
-        yield begin, data[begin : begin + length]
+        begin = at + len(_NEWLINE)
+        found.append((begin, data[begin : begin + length]))
         at = find_bytes(data, form, begin)
+    return found
 
 
 def _wanted(heads: Iterable[bytes], least_words: LeastWords) -> set[bytes]:
