@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from operator import sub
 from struct import Struct
 from typing import NamedTuple
 
@@ -168,7 +167,7 @@ class Sheet:
         starts = list(compress(self.outline.starts, are_timed))
         ends = list(compress(self._ends, are_timed))
         data, first = self.batch.data, self.start
-        if sum(map(sub, ends, starts)) < len(data):
+        if len(starts) < self.outline.count(self.start, self.end):
             places = zip(starts, ends, strict=True)
             data = b"".join([data[at - first : end - first] for at, end in places])
         found = last_times(self._parser.parse(data))
