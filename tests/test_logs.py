@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import get_args
 
 import pytest
 import trio
-from rich.console import Console
 
 from kvtape.cli.logs import set_up_logging
 from kvtape.record.events import (
@@ -43,7 +41,7 @@ def told(
 ) -> list[str]:
     """Return what is logged of a gap, one that is told twice, and a plain line."""
     set_up_logging(
-        Console(file=io.StringIO()),
+        None,
         verbose=False,
         as_json=as_json,
         source_of=current_source,

@@ -99,8 +99,8 @@ def check(
     chosen = _check_options(
         context.params if table is None else params_of(context, table)
     )
-    console = output.stderr_console()
-    with console.status("checking") if console.is_terminal else nullcontext():
+    console = output.terminal()
+    with nullcontext() if console is None else console.status("checking"):
         findings = run_unless_signal(lambda: run_checks(chosen))
     if json:
         output.print_json(document(findings))

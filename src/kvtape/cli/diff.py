@@ -113,7 +113,7 @@ def diff(
         scratch,
         force,
     )
-    console = output.stderr_console()
+    console = output.terminal()
     set_up_logging(console, verbose=verbose)
     with comparison() as compared:
         with output.bars(console) as watch:
@@ -123,7 +123,7 @@ def diff(
             )
             run_unless_signal(lambda: compared.fill(jobs, chosen))
         for note in dict.fromkeys(_notes(jobs, compared)):
-            console.print(f"note: {note}", soft_wrap=True)
+            output.note(note, console)
         for line in _lines(compared, depth, limit, keys=keys, json=json):
             output.print_line(line)
 

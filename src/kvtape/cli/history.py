@@ -66,7 +66,7 @@ def history(
     missing = Missing(is_json=json, skips=skip_damaged)
     missing.tell_problems(asked)
     rows_shown = not json and sys.stdout.isatty()
-    with output.bars(output.stderr_console(), shown=not rows_shown) as watch:
+    with output.bars(None if rows_shown else output.terminal()) as watch:
         story = asked.story((db, name), watch, processes)
         telling = _Telling(story.key, values, is_json=json)
         for item in story.items():

@@ -127,9 +127,9 @@ class Missing:
 
     def note(self, notes: Iterable[str]) -> None:
         """Say something about an answer."""
-        console = output.stderr_console()
+        console = output.terminal()
         for note in notes:
-            console.print(f"note: {note}", soft_wrap=True)
+            output.note(note, console)
 
 
 @dataclass(slots=True)
@@ -199,8 +199,9 @@ class Listing:
         total = sum(slice_.end - slice_.start for slice_ in span.slices)
         parts = search(folder, span, job, self.processes)
         # Where rows are shown as they come, they are the progress.
-        quiet = self.form != "text" or not sys.stdout.isatty()
-        with closing(parts), output.bars(output.stderr_console(), shown=quiet) as bars:
+        shown = self.form == "text" and sys.stdout.isatty()
+        console = None if shown else output.terminal()
+        with closing(parts), output.bars(console) as bars:
             advance = bars.stage("reading", total)
             for part in parts:
                 advance(part.length)

@@ -73,7 +73,7 @@ class _Objects(logging.Formatter):
 
 
 def set_up_logging(
-    console: Console,
+    console: Console | None,
     *,
     verbose: bool,
     as_json: bool = False,
@@ -89,7 +89,7 @@ def set_up_logging(
     logger.setLevel(level)
     handler: logging.Handler
     names = source_of if named else _no_source
-    if console.is_terminal and not as_json:
+    if console is not None and not as_json:
         # Nothing else here needs rich, which takes 25 ms to import.
         from rich.logging import RichHandler
 

@@ -16,19 +16,22 @@ import msgspec
 import typer
 
 from kvtape.errors import RepositoryError
-from kvtape.progress import Advance
+from kvtape.progress import Advance, NoWatch
 
-# Importing rich takes 25 ms, and who only prints data does without it.
+# Importing rich takes 25 ms, and only a terminal needs it.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 
-def stderr_console() -> Console:
-    """Return the console for everything that is not data."""
+def terminal() -> Console | None:
+    """Return the console for everything that is not data; None without a terminal."""
+    if not sys.stderr.isatty():
+        return None
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False)
+    console = Console(stderr=True, highlight=False, markup=False)
+    return console if console.is_terminal else None
 
 
 def stdout_console() -> Console:
@@ -52,6 +55,14 @@ def print_line(line: str) -> None:
         raise typer.Exit from None
     except OSError as error:
         raise RepositoryError(f"cannot write the output: {error.strerror}") from None
+
+
+def note(text: str, console: Console | None) -> None:
+    """Say what to know of an answer, on stderr: above the bars of a terminal."""
+    if console is None:
+        sys.stderr.write(f"note: {text}\n")
+    else:
+        console.print(f"note: {text}", soft_wrap=True)
 
 
 def alarmed(text: str) -> str:
@@ -89,9 +100,19 @@ class BarWatch:
         self._progress.stop()
 
 
+class NoBars(NoWatch):
+    """Shows nothing, as there is no terminal."""
+
+    def end(self) -> None:
+        """Take nothing away."""
+
+
 @contextmanager
-def bars(console: Console, *, shown: bool = True) -> Iterator[BarWatch]:
+def bars(console: Console | None) -> Iterator[BarWatch | NoBars]:
     """Show the stages of a long work on a terminal, and nothing elsewhere."""
+    if console is None:
+        yield NoBars()
+        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -108,7 +129,6 @@ def bars(console: Console, *, shown: bool = True) -> Iterator[BarWatch]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not (shown and console.is_terminal),
     )
     with progress:
         yield BarWatch(progress)

@@ -6,13 +6,10 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import trio
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from kvtape.cli import options, output
 from kvtape.cli.config import is_from, params_of, source_tables
@@ -31,6 +28,9 @@ from kvtape.server.url import (
 )
 from kvtape.watch.fleet import WatchedFleet, summary
 from kvtape.watch.notify import find_notifier
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def record(
     """
     chosen = [_record_options(one) for one in _sources(context, url, source)]
     most_at_risk = options.parse_duration(ready_max_lag, "--ready-max-lag")
-    console = output.stderr_console()
+    console = output.terminal()
     set_up_logging(
         console,
         verbose=verbose,
@@ -213,7 +213,7 @@ def record(
                 await nursery.start(_serve, watched, metrics, most_at_risk)
             if notifier is not None:
                 nursery.start_soon(watched.notify, notifier)
-            if console.is_terminal and log_format == "text":
+            if console is not None and log_format == "text":
                 nursery.start_soon(_show, watched, console)
             await watched.fleet.run()
             nursery.cancel_scope.cancel()
@@ -324,6 +324,9 @@ def _record_options(params: dict[str, Any]) -> RecordOptions:
 
 async def _show(watched: WatchedFleet, console: Console) -> None:
     """Keep a line about the recording at the bottom of a terminal."""
+    from rich.live import Live
+    from rich.text import Text
+
     received: list[int] = []
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:

@@ -179,7 +179,7 @@ def replay(
         options.parse_announced(announce),
     )
     _must_fit(request, speed, to_latest=to_latest)
-    console = output.stderr_console()
+    console = output.terminal()
     set_up_logging(console, verbose=verbose)
     progress = Progress()
     with output.bars(console) as watch:

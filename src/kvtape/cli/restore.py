@@ -214,12 +214,12 @@ def restore(
             "say where to restore: --data-dir DIR, --serve PORT or --into URL; or "
             "--dry-run to see what would be done"
         )
-    console = output.stderr_console()
+    console = output.terminal()
     set_up_logging(console, verbose=verbose)
     with output.bars(console) as watch:
         job = open_job(repo, source, request.point, watch, request.changes)
         for note in job.notes:
-            console.print(f"note: {note}", soft_wrap=True)
+            output.note(note, console)
         touched = None
         if dry_run and job.undo.starts:
             touched = touched_later(job.folder, job.plan, job.undo)

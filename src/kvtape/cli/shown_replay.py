@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from kvtape import amounts
-from kvtape.cli.output import BarWatch
+from kvtape.cli.output import BarWatch, NoBars
 from kvtape.replay.progress import Progress
 from kvtape.tape.point import format_time
 
@@ -26,8 +26,8 @@ class Showing:
 
     def __init__(
         self,
-        console: Console,
-        bars: BarWatch,
+        console: Console | None,
+        bars: BarWatch | NoBars,
         progress: Progress,
         *,
         is_following: bool,
@@ -41,11 +41,11 @@ class Showing:
 
     async def show(self) -> None:
         """Show it, again and again."""
-        interval = _ON_TERMINAL if self._console.is_terminal else _IN_LOG
+        interval = _IN_LOG if self._console is None else _ON_TERMINAL
         while not self._progress.replid:  # noqa: ASYNC110 it is looked at now and then
             await trio.sleep(interval)
         self._at = trio.current_time()
-        if not self._console.is_terminal:
+        if self._console is None:
             while True:
                 await trio.sleep(interval)
                 _log.info("%s", self._line())
