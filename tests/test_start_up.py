@@ -23,8 +23,15 @@ UNUSED = {
     "record": {"kvtape.restore", "kvtape.audit"},
     "status": {"kvtape.restore", "kvtape.audit"},
 }
-# A store that is no folder, metrics, and what replays.
-RARE = {"fsspec", "prometheus_client", "h11", "kvtape.watch.pages", "kvtape.replay"}
+# A store that is no folder, metrics, a terminal, and what replays.
+RARE = {
+    "fsspec",
+    "prometheus_client",
+    "h11",
+    "rich",
+    "kvtape.watch.pages",
+    "kvtape.replay",
+}
 
 
 def imported(code: str, *arguments: str) -> set[str]:

@@ -90,7 +90,7 @@ def set_up_logging(
     handler: logging.Handler
     names = source_of if named else _no_source
     if console is not None and not as_json:
-        # Nothing else here needs rich, which takes 25 ms to import.
+        # Nothing else here needs rich.
         from rich.logging import RichHandler
 
         handler = RichHandler(console=console, show_path=False, show_level=False)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.live import Live
-from rich.text import Text
 
 from kvtape import amounts
 from kvtape.cli import options, output
@@ -162,6 +160,9 @@ def _ask(spools: Sequence[Path]) -> list[Status]:
 
 def _watch(ask: Callable[[], list[Status]], *, json: bool) -> None:
     """Show it until Ctrl-C, also while no agent runs."""
+    from rich.live import Live
+    from rich.text import Text
+
     console = output.stdout_console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
