@@ -52,6 +52,7 @@ def places_of(batch: Batch) -> list[Place]:
 
 def assert_is_of(found: Outline, places: list[Place], least_words: LeastWords) -> None:
     """Check all that an outline tells."""
+    assert len(found) == len(places)
     first, last = places[0][0], places[-1][1]
     ends = [end for _, end, _ in places]
     for number, (start, end, _) in enumerate(places):

@@ -114,7 +114,7 @@ class Sheet:
         """
         _ = self._turns
         others = self._others
-        if len(others) * _MANY > self.outline.count(self.start, self.end):
+        if len(others) * _MANY > len(self.outline):
             words = self.batch.parsed()
             starts = [self.start, *packed_ends(words, self.start)]
             self._parsed = dict(zip(starts, words, strict=False))
@@ -167,7 +167,7 @@ class Sheet:
         starts = list(compress(self.outline.starts, are_timed))
         ends = list(compress(self._ends, are_timed))
         data, first = self.batch.data, self.start
-        if len(starts) < self.outline.count(self.start, self.end):
+        if len(starts) < len(self.outline):
             places = zip(starts, ends, strict=True)
             data = b"".join([data[at - first : end - first] for at, end in places])
         found = last_times(self._parser.parse(data))

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate, compress, islice
 from operator import add
-from typing import NamedTuple
 
 from stringzilla import count as count_bytes
 from stringzilla import find as find_bytes
@@ -53,6 +52,10 @@ class Outline(ABC):
 
     starts: list[int]
     heads: list[bytes]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many commands there are."""
 
     @abstractmethod
     def ends(self) -> list[int]:
@@ -99,21 +102,16 @@ def read_head(head: bytes) -> tuple[bytes, int]:
     return name.upper(), int(count[1:])
 
 
-class _Marks(NamedTuple):
-    """The marks that commands of at most so many words have, and what finds any."""
-
-    each: tuple[bytes, ...]
-    pattern: re.Pattern[bytes]
-
-
 @lru_cache(maxsize=_MOST_WORDS)
-def _marks(words: int) -> _Marks:
-    numbers = [b"%d" % number for number in range(1, words + 1)]
-    any_number = b"|".join(numbers)
-    return _Marks(
-        tuple(b"\r\n*%b\r\n$" % number for number in numbers),
-        re.compile(rb"\r\n\*(?:%b)\r\n\$" % any_number),
-    )
+def _marks(words: int) -> tuple[bytes, ...]:
+    """Return the marks that commands of at most so many words have."""
+    return tuple(b"\r\n*%d\r\n$" % number for number in range(1, words + 1))
+
+
+@lru_cache(maxsize=64)
+def _any_mark(marks: Sequence[bytes]) -> re.Pattern[bytes]:
+    """Return a pattern for marks."""
+    return re.compile(b"|".join(map(re.escape, marks)))
 
 
 class _Searched(Outline):
@@ -122,15 +120,19 @@ class _Searched(Outline):
     def __init__(
         self,
         batch: Batch,
-        marks: _Marks,
+        marks: tuple[bytes, ...],
         commands: int,
         wanted: Sequence[tuple[int, bytes]],
     ) -> None:
         self.starts = [start for start, _ in wanted]
         self.heads = [head for _, head in wanted]
         self._start, self._data = batch.start, batch.data
-        self._marks = marks
+        self._marks, self._any = marks, _any_mark(marks)
+        self._commands = commands
         self._mean = -(-len(batch.data) // commands)
+
+    def __len__(self) -> int:
+        return self._commands
 
     def ends(self) -> list[int]:
         # One of a single word ends with its head.
@@ -145,7 +147,7 @@ class _Searched(Outline):
     def _begin_from(self, offset: int) -> int:
         """Return where the first command begins at or behind an offset, or the end."""
         at = max(0, offset - self._start - len(_NEWLINE))
-        found = self._marks.pattern.search(self._data, at)
+        found = self._any.search(self._data, at)
         at = len(self._data) if found is None else found.start() + len(_NEWLINE)
         return self._start + at
 
@@ -155,7 +157,7 @@ class _Searched(Outline):
             return self._start + len(self._data)
         begin = at - len(_NEWLINE)
         while begin >= 0:
-            if self._marks.pattern.match(self._data, begin):
+            if self._any.match(self._data, begin):
                 return self._start + begin + len(_NEWLINE)
             begin = self._data.rfind(_NEWLINE, 0, begin + 1)
         return self._start
@@ -164,9 +166,10 @@ class _Searched(Outline):
         return self._begin_from(start + number * self._mean)
 
     def count(self, start: int, end: int) -> int:
-        return 1 + _count(
-            self._data, self._marks, start - self._start, end - self._start
-        )
+        first, last, commands = start - self._start, end - self._start, 1
+        for mark in self._marks:
+            commands += count_bytes(self._data, mark, first, last)
+        return commands
 
 
 class _Listed(Outline):
@@ -181,6 +184,9 @@ class _Listed(Outline):
         self._are_wanted = list(map(wanted.__contains__, heads))
         self.starts = list(compress(self._starts, self._are_wanted))
         self.heads = list(compress(heads, self._are_wanted))
+
+    def __len__(self) -> int:
+        return len(self._ends)
 
     def ends(self) -> list[int]:
         return list(compress(self._ends, self._are_wanted))
@@ -212,8 +218,8 @@ def _searched(batch: Batch, least_words: LeastWords) -> Outline | None:
         if (least := least_words(name)) is not None
         for number in range(least, up_to + 1)
     }
-    marks = _marks(words)
-    if len(forms) > _MOST_FORMS or _count(batch.data, marks) + 1 != commands:
+    counts = {mark: count_bytes(batch.data, mark) for mark in _marks(words)}
+    if len(forms) > _MOST_FORMS or sum(counts.values()) + 1 != commands:
         return None
     begins = {b"*%d\r\n$%d\r\n" % form: form[1] for form in forms}
     if sum(count_bytes(batch.data, form) for form in begins) * _MANY > commands:
@@ -224,12 +230,9 @@ def _searched(batch: Batch, least_words: LeastWords) -> Outline | None:
     found.sort()
     wanted = _wanted({head for _, head in found}, least_words)
     chosen = [(batch.start + at, head) for at, head in found if head in wanted]
+    # A single command has none before it.
+    marks = tuple(mark for mark, count in counts.items() if count) or tuple(counts)
     return _Searched(batch, marks, commands, chosen)
-
-
-def _count(data: bytes, marks: _Marks, start: int = 0, end: int | None = None) -> int:
-    end = len(data) if end is None else end
-    return sum(count_bytes(data, mark, start, end) for mark in marks.each)
 
 
 def _begins(data: bytes, form: bytes, name: int) -> list[tuple[int, bytes]]:
