@@ -60,7 +60,9 @@ def moved_times(times: Sequence[int], shift: int) -> list[bytes] | None:
     """Return times moved by shift (ms); None if one has other than DIGITS digits."""
     if min(times) + shift < _FIRST or max(times) + shift >= 10 * _FIRST:
         return None
-    return [b"%d" % (time + shift) for time in times]
+    new = tuple([time + shift for time in times])
+    # One format for all takes half as long as one for each.
+    return ("%d " * len(new) % new).encode().split()
 
 
 # Commands that came at once have one shift, and making it takes a third of all this.

@@ -185,8 +185,11 @@ class Sheet:
     @cached_property
     def _others(self) -> list[int]:
         """The commands that may need another change."""
+        suspects = self.outline.starts
+        if len(self.timed.starts) == len(suspects):
+            return []
         timed = set(self.timed.starts)
-        return [start for start in self.outline.starts if start not in timed]
+        return [start for start in suspects if start not in timed]
 
     @cached_property
     def _left_out(self) -> dict[int, int]:
