@@ -60,6 +60,7 @@ def assert_is_of(found: Outline, places: list[Place], least_words: LeastWords) -
         assert found.nth(first, number) == start
         assert found.count(first, end) == number + 1
         assert found.count(start, last) == len(places) - number
+        assert found.count(start, start) == found.count(end, end) == 0
         for many in (1, 2, len(places) + 1):
             assert found.behind(start, many) in ends[number:]
         assert found.behind(start, len(places) * 100) == last

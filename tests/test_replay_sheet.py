@@ -92,6 +92,32 @@ def test_what_needs_no_change_is_the_same_bytes(tmp_path: Path) -> None:
     assert sources(sheet, less) == [n for n in range(2000) if n != 5]
 
 
+def test_a_command_is_found_whatever_stands_beside_it(tmp_path: Path) -> None:
+    """Among many that need no change, which are not told apart."""
+    plain = [("INCR", f"key:{n}") for n in range(40)]
+    transaction = [("MULTI",), ("SET", "a", "*3\r\n"), ("EXEC",)]
+    commands: list[tuple[str | int, ...]] = [
+        *(("PING",), ("MULTI",), ("EXEC",)),
+        *plain,
+        *(transaction * 2),
+        *plain,
+        *(("SETEX", "a", 5, "b"), ("SET", "a", 1, "EX", 5), ("PING",), ("PING",)),
+        *(("SELECT", 0), ("SELECT", 1)),
+        *plain,
+        *(("INCR", "last"), ("PING",)),
+    ]
+    sheet = sheet_of(one_frame(tmp_path, *commands))
+    left_out = {"PING", "MULTI", "EXEC"}
+    sent = [n for n, words in enumerate(commands) if words[0] not in left_out]
+    (parcel,) = parcels(sheet)
+    assert (parcel.recorded, parcel.count) == (len(commands), len(sent))
+    assert sources(sheet, parcel) == sent
+    starts = starts_of(sheet)
+    for number in sent:
+        less = sheet.parcel(sheet.start, sheet.end, lambda time: time, [starts[number]])
+        assert sources(sheet, less) == [n for n in sent if n != number]
+
+
 def test_a_parcel_is_bounded_and_no_transaction_is_cut(tmp_path: Path) -> None:
     many = [("INCR", f"n:{n}") for n in range(MANY_COMMANDS - 1)]
     large = [("SET", "large", "x" * MOST_BYTES)] * 2

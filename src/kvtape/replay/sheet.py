@@ -112,7 +112,7 @@ class Sheet:
 
         VerificationError if it is none of commands.
         """
-        _ = self._turns
+        _ = self._turns, self._left_out
         others = self._others
         if len(others) * _MANY > len(self.outline):
             words = self.batch.parsed()

@@ -75,10 +75,7 @@ class Outline(ABC):
 
     @abstractmethod
     def count(self, start: int, end: int) -> int:
-        """Return how many commands there are from where one begins to where one ends.
-
-        At least one does.
-        """
+        """Return how many commands there are from a start to an end."""
 
     def nth(self, start: int, number: int) -> int:
         """Return where the command begins that so many stand before, from one on."""
@@ -166,6 +163,8 @@ class _Searched(Outline):
         return self._begin_from(start + number * self._mean)
 
     def count(self, start: int, end: int) -> int:
+        if start == end:
+            return 0
         first, last, commands = start - self._start, end - self._start, 1
         for mark in self._marks:
             commands += count_bytes(self._data, mark, first, last)
