@@ -757,6 +757,34 @@ def outcome_of(*arguments: object) -> Outcome:
         return ended(process)
 
 
+@pytest.mark.parametrize(
+    ("verb", "status"),
+    [
+        ("audit --count-by key --repo repo", 0),
+        ("history key --repo repo", 0),
+        ("restore --dry-run --repo repo", 0),
+        ("audit --repo none", 7),
+    ],
+)
+def test_who_closes_stderr_gets_data_and_status(
+    verb: str, status: int, folder: Path
+) -> None:
+    Tape(folder / "repo").snapshot().commands(("SET", "key", 1))
+    done = [
+        subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" -m kvtape {verb} {errors}'],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        for errors in ("2>&-", "2>/dev/null")
+    ]
+    assert [each.returncode for each in done] == [status] * 2
+    assert done[0].stdout == done[1].stdout
+    assert bool(done[0].stdout) == (status == 0)
+
+
 def test_the_module_is_the_program(tape: Tape) -> None:
     as_module = outcome_of("info", "--repo", "repo")
     assert as_module == kvtape("info", "--repo", "repo")

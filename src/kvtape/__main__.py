@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from kvtape.errors import INTERRUPTED, Error
@@ -11,6 +13,9 @@ from kvtape.garbage import collect_seldom
 
 def main() -> NoReturn:
     """Run a verb. What we can explain is one line; what we cannot is a bug."""
+    if sys.stderr is None:
+        # It was closed (2>&-): whoever does that wants to hear nothing.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 until the end
     collect_seldom()
     # Behind that, as the modules are many objects, too.
     from kvtape.cli.app import app
